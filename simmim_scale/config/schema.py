@@ -48,7 +48,9 @@ class SwinBaseConfig(Section):
     @field_validator("image_size", mode="before")
     @classmethod
     def _square(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return (value, value)
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _stages_agree(self) -> "SwinBaseConfig":
