@@ -1,0 +1,74 @@
+# `make demo` pre-trains a small SwinV2 and shows what it learned; `make test` runs every test. Both need only Python 3.11 or
+# newer with venv, make, git and a C compiler: the first run builds .venv from pyproject.toml and constraints.txt.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Processes that run tests at once. Tests that start several ranks all run in one of them, one after another.
+TEST_WORKERS ?= 2
+DEMO_DATA ?= data/demo
+DEMO_RUN ?= runs/demo
+DEMO_IMAGES ?= 2000
+# auto: one rank per GPU; the demo uses 2 ranks where there is no GPU.
+DEMO_RANKS ?= $(shell test -e /dev/nvidia0 && echo auto || echo 2)
+
+# Ninja lives in .venv and is looked up by name when an engine extension is compiled at run time.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean distclean
+
+help:  ## Show this list.
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(STAMP)  ## Build .venv (done by the other targets when needed).
+
+demo: $(STAMP)  ## Render images, shard them, pre-train on 2 ranks, write a report: about 10 minutes on 2 cores.
+	$(BIN)/python -m data_tools synth $(DEMO_DATA)/images --images $(DEMO_IMAGES) --seed 0 --val-share 0.1
+	$(BIN)/python -m data_tools shard folder $(DEMO_DATA)/images/train $(DEMO_DATA)/shards/train --overwrite
+	$(BIN)/python -m data_tools shard folder $(DEMO_DATA)/images/val $(DEMO_DATA)/shards/val --overwrite
+	$(BIN)/python -m launch --ranks $(DEMO_RANKS) -- pretrain configs/debug/demo.yaml run_dir=$(DEMO_RUN) \
+	    data.train=$(DEMO_DATA)/shards/train data.validation=$(DEMO_DATA)/shards/val
+	@echo
+	@echo "Done. Look at:"
+	@echo "  $(CURDIR)/$(DEMO_RUN)/reconstructions.png   original | masked | prediction"
+	@echo "  $(CURDIR)/$(DEMO_RUN)/report.html           curves, gallery over training, configuration"
+
+test: $(STAMP)  ## Run all tests (those marked gpu are skipped without one).
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadgroup tests $(TEST_ARGS)
+
+lint: $(STAMP)  ## Check style and formatting; changes nothing.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## Apply the formatting and the safe fixes.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove caches and what the demo wrote.
+	rm -rf $(DEMO_DATA) $(DEMO_RUN) .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove .venv too.
+	rm -rf $(VENV) simmim_scale.egg-info
+
+# The shell looks for a Python that torch has wheels for; names first that most systems mean by "the" Python.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    fits='import sys, ensurepip, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 14))'; \
+	    found=; \
+	    for candidate in $(PYTHON) python3 python3.12 python3.11 python3.13 python; do \
+	        if "$$candidate" -c "$$fits" >/dev/null 2>&1; then found=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "No Python 3.11, 3.12 or 3.13 with the venv module found; python3 is: $$(python3 --version 2>&1)." >&2; \
+	        echo "Install one (Debian and Ubuntu: apt install python3 python3-venv), or name yours: make PYTHON=/path/to/python3.12" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "Building $(VENV) with $$($$found --version) ..."; \
+	    rm -rf $(VENV); \
+	    "$$found" -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)

@@ -1,0 +1,67 @@
+"""What holds for every test: shapes are checked, one thread per process, no accidental use of a GPU or of the network.
+
+Environment variables are set before torch or DeepSpeed are imported anywhere, so that processes started by tests inherit them.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two cores are the smallest machine the tests run on, and several processes run at once.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+for _variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(_variable, None)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Annotated shapes are checked at every call of these packages. Triton compiles its kernels from their source, which the checks'
+# decorators would hide, so modules of that name are left alone.
+CHECKED_PACKAGES = ["simmim_scale.data", "simmim_scale.kernels", "simmim_scale.models", "simmim_scale.objectives"]
+
+
+def _check_shapes() -> None:
+    hook = install_import_hook(CHECKED_PACKAGES, "beartype.beartype").hook
+    chosen = hook.should_instrument
+    hook.should_instrument = lambda name: chosen(name) and not name.rpartition(".")[2].startswith("triton")
+
+
+_check_shapes()
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# Tests here start processes of their own: they share one xdist worker (see `--dist loadgroup` in the Makefile), so that only one
+# of them runs at a time.
+SERIAL_FOLDERS = ("multiprocess", "launch")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device, this machine has none")
+    here = Path(__file__).parent
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        folders = item.path.relative_to(here).parts[:-1] if item.path.is_relative_to(here) else ()
+        if any(folder in SERIAL_FOLDERS for folder in folders):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository: for tests that run commands as a person would."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A CPU generator with a fixed seed: tests never draw from the global one."""
+    return torch.Generator().manual_seed(0)
