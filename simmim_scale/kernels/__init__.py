@@ -1,0 +1,1 @@
+"""Ops with several implementations: `dispatch.py` chooses, one folder per op holds contract, reference and fast forms."""

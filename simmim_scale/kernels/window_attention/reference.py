@@ -1,0 +1,74 @@
+"""Window attention in plain PyTorch: roll, partition, attend, put back. The definition that faster forms are tested against.
+
+Letters: b batch, h w tokens per axis, u v windows per axis, n tokens of one window, d head dim.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from simmim_scale.kernels.window_attention.regions import shift_mask
+
+MAX_LOGIT_SCALE = math.log(100.0)  # SwinV2 paper, section 3.3: the learnable scale is not smaller than tau = 0.01
+NORM_EPS = 1e-12  # below this a vector is not scaled to unit length; torch.nn.functional.normalize's default
+
+
+def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str | None:
+    """Plain PyTorch runs everywhere."""
+    return None if dtype.is_floating_point else f"it needs a floating-point type, got {dtype}"
+
+
+def window_attention(
+    qkv: Float[Tensor, "b h w c3"],
+    bias: Float[Tensor, "heads n n"],
+    *,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    logit_scale: Float[Tensor, "heads"] | None,
+) -> Float[Tensor, "b h w c"]:
+    """See the contract in `kernels/window_attention/__init__.py`."""
+    batch, height, width, _ = qkv.shape
+    # fp64 stays fp64, so that gradients can be checked numerically; half precisions get fp32 logits.
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    rolled = torch.roll(qkv, (-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else qkv
+    q, k, v = _partition(rolled, num_heads, window)
+    logits = _logits(q, k, logit_scale, wide) + bias.to(wide)
+    mask = shift_mask(height, width, window, shift)
+    if mask is not None:
+        logits = logits + torch.from_numpy(mask).to(device=qkv.device, dtype=wide)[:, None]
+    attended = torch.softmax(logits, dim=-1).to(v.dtype) @ v
+    merged = _merge(attended, batch, height, width, window)
+    return torch.roll(merged, shift, dims=(1, 2)) if any(shift) else merged
+
+
+def _partition(qkv: Tensor, num_heads: int, window: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """(b, h, w, 3c) -> q, k, v, each (b, windows, heads, n, d)."""
+    batch, height, width, channels = qkv.shape
+    rows, columns = height // window[0], width // window[1]
+    blocks = qkv.reshape(batch, rows, window[0], columns, window[1], 3, num_heads, channels // 3 // num_heads)
+    parts = blocks.permute(5, 0, 1, 3, 6, 2, 4, 7)
+    q, k, v = parts.reshape(3, batch, rows * columns, num_heads, window[0] * window[1], -1).unbind(0)
+    return q, k, v
+
+
+def _logits(q: Tensor, k: Tensor, logit_scale: Tensor | None, wide: torch.dtype) -> Tensor:
+    """Scaled cosine (V2) or scaled dot product (V1), (b, windows, heads, n, n) in `wide`."""
+    if logit_scale is None:
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(wide)
+    # The norms are taken in `wide`: in fp16 a sum of squares overflows at |q| > 256 and underflows near zero.
+    scale = logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp()[:, None, None]
+    unit_q = F.normalize(q.to(wide), dim=-1, eps=NORM_EPS)
+    unit_k = F.normalize(k.to(wide), dim=-1, eps=NORM_EPS)
+    return (unit_q.to(q.dtype) @ unit_k.to(k.dtype).transpose(-2, -1)).to(wide) * scale
+
+
+def _merge(attended: Tensor, batch: int, height: int, width: int, window: tuple[int, int]) -> Tensor:
+    """(b, windows, heads, n, d) -> (b, h, w, heads * d)."""
+    rows, columns = height // window[0], width // window[1]
+    blocks = attended.reshape(batch, rows, columns, attended.shape[2], window[0], window[1], -1)
+    return blocks.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, -1)
