@@ -1,0 +1,111 @@
+"""The DeepSpeed dictionary, derived from the config's sections and the plan's numbers. Pure; nobody writes it by hand."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from simmim_scale.config.schema import EngineConfig, OptimizerConfig
+
+# Keys of DeepSpeed that a setting of ours owns: two owners of one number would disagree sooner or later.
+OWNED = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.micro_batch",
+    "gradient_clipping": "optimizer.clip_grad",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "zero_optimization.stage": "engine.zero_stage",
+    "bf16.enabled": "engine.precision",
+    "bfloat16.enabled": "engine.precision",
+    "fp16.enabled": "engine.precision",
+    "fp16.initial_scale_power": "engine.fp16_initial_scale_power",
+    "fp16.loss_scale_window": "engine.fp16_scale_window",
+    "fp16.min_loss_scale": "engine.fp16_min_scale",
+}
+
+
+def deepspeed_config(
+    engine: EngineConfig,
+    optimizer: OptimizerConfig,
+    *,
+    micro_batch: int,
+    accumulation: int,
+    global_batch: int,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`.
+
+    Args:
+        micro_batch, accumulation, global_batch: the plan's numbers; samples, micro-batches, samples.
+        extra: the config's `deepspeed:` section, merged last, section by section.
+    Raises:
+        ValueError: `extra` sets a key that one of our settings owns.
+    """
+    config: dict[str, Any] = {
+        "train_batch_size": global_batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0 if guards_itself(engine) else optimizer.clip_grad or 0.0,
+        "zero_optimization": {"stage": engine.zero_stage},
+        # torch.optim.AdamW needs no compilation, unlike DeepSpeed's own; it is "untested" only in DeepSpeed's list.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        **_precision(engine),
+    }
+    _reject_owned(extra or {})
+    return _merge(config, extra or {})
+
+
+def guards_itself(engine: EngineConfig) -> bool:
+    """True where DeepSpeed uses our optimizer bare (stage 0 in fp32) and so neither checks nor measures gradients."""
+    return engine.zero_stage == 0 and engine.precision == "fp32"
+
+
+def _precision(engine: EngineConfig) -> dict[str, Any]:
+    if engine.precision == "fp32":
+        return {}
+    section: dict[str, Any] = {"enabled": True}
+    if engine.precision == "bf16":
+        section["check_grad_overflow"] = True  # without it a NaN gradient is applied in stages 1 and 2
+    else:
+        section |= _loss_scaling(engine)
+    # Micro-batches are summed in fp32 where DeepSpeed can: in bf16 the sum would lose what the later ones add.
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if engine.zero_stage > 0 else {}
+    return {engine.precision: section, **sums}
+
+
+def _loss_scaling(engine: EngineConfig) -> dict[str, Any]:
+    floor = engine.fp16_min_scale
+    if floor != int(floor) or floor < 1:
+        raise ValueError(f"engine.fp16_min_scale: a whole number of at least 1 (DeepSpeed counts it so), got {floor}. Choose 1.")
+    return {
+        "loss_scale": 0,  # dynamic
+        "initial_scale_power": engine.fp16_initial_scale_power,
+        "loss_scale_window": engine.fp16_scale_window,
+        "min_loss_scale": int(floor),
+        "hysteresis": 1,  # halve at every overflow: waiting would only skip more steps
+    }
+
+
+def _reject_owned(extra: Mapping[str, Any]) -> None:
+    for path, value in _leaves(extra):
+        for owned, setting in OWNED.items():
+            if path == owned or path.startswith(f"{owned}."):
+                raise ValueError(f"deepspeed.{path}: belongs to the setting {setting}, got {value!r}. Set {setting} and remove this key.")
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        found += _leaves(value, f"{path}.") if isinstance(value, Mapping) and value else [(path, value)]
+    return found
+
+
+def _merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(dict(base))
+    for key, value in extra.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if nested else copy.deepcopy(value)
+    return merged
