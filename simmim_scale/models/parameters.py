@@ -4,6 +4,7 @@
 ones.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -21,14 +22,14 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def gathered(parameters: list[nn.Parameter]) -> AbstractContextManager:
+def gathered(parameters: Sequence[Tensor]) -> AbstractContextManager:
     """Context in which the parameters are whole; what rank 0 writes into them is kept (and sent to every rank) on leaving."""
-    parameters = [parameter for parameter in parameters if is_partitioned(parameter)]
-    if not parameters:
+    partitioned = [parameter for parameter in parameters if is_partitioned(parameter)]
+    if not partitioned:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+    return deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0)
 
 
 def assign(parameter: Tensor, value: Tensor) -> None:
@@ -41,7 +42,7 @@ def assign(parameter: Tensor, value: Tensor) -> None:
         raise ValueError(f"cannot write a tensor of shape {tuple(value.shape)} into a parameter of shape {tuple(expected)}.")
     if parameter.is_meta:
         return
-    with torch.no_grad(), gathered([parameter]):  # type: ignore[list-item]
+    with torch.no_grad(), gathered([parameter]):
         # A rank that is not the modifier may see the gathered tensor too; writing the same value there does no harm.
         parameter.data.copy_(value.to(parameter.device))
 
