@@ -1,0 +1,141 @@
+"""From the bytes of an image file to uint8 pixels, the same whatever decodes them.
+
+One behaviour, on purpose:
+- JPEG goes to libjpeg-turbo in strict mode, with the exact DCT and smooth chroma upsampling (the same pixels as PIL, faster).
+  What it refuses (CMYK, recoverable damage) and every other format goes to PIL. What PIL refuses is a `DecodeError`.
+- The EXIF orientation is applied: people and trees stand upright, as in every image viewer.
+- Transparency is dropped, palettes are resolved, and 16-bit values are divided by 256.
+- One channel means luma (ITU-R 601), whatever the file had.
+"""
+
+import io
+import struct
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+# Channels -> colour space of the JPEG decoder, mode of PIL.
+COLOUR_SPACES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}
+# 179 megapixels: what PIL takes for a decompression bomb, applied to JPEG too (512 MB of pixels).
+MAX_PIXELS = 178_956_970
+EXIF_ORIENTATION = 0x0112
+JPEG_START = b"\xff\xd8"
+
+
+class DecodeError(ValueError):
+    """The bytes are no image that can be decoded; the message says why."""
+
+
+def decode_image(data: bytes | memoryview, *, in_chans: int = 3) -> UInt8[np.ndarray, "h w c"]:
+    """Decodes an image file.
+
+    Args:
+        data: The whole file.
+        in_chans: 3 for RGB, 1 for luma.
+
+    Returns:
+        Pixels, contiguous, upright.
+
+    Raises:
+        DecodeError: Damaged, truncated, unknown format, too many pixels.
+        ValueError: `in_chans` is not supported.
+    """
+    check_in_chans(in_chans)
+    if bytes(data[:2]) == JPEG_START:
+        image = _decode_jpeg(data, in_chans)
+        if image is not None:
+            return image
+    return _decode_any(data, in_chans)
+
+
+def check_in_chans(in_chans: int) -> None:
+    """Raises ValueError unless images can be decoded to so many channels."""
+    if in_chans not in COLOUR_SPACES:
+        raise ValueError(f"model.in_chans: image files give 1 (luma) or 3 (RGB) channels, got {in_chans}. Set it to 1 or 3.")
+
+
+def jpeg_orientation(data: bytes | memoryview) -> int:
+    """EXIF orientation of a JPEG, 1 to 8; 1 (upright) where there is none or it makes no sense. Reads segment headers only."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0xDA, 0xD9):  # start of scan, end of image: no more headers
+            break
+        if marker == 0xE1 and bytes(data[at + 4 : at + 10]) == b"Exif\0\0":
+            return _tiff_orientation(bytes(data[at + 10 : at + 2 + length]))
+        at += 2 + length
+    return 1
+
+
+def _decode_jpeg(data: bytes | memoryview, in_chans: int) -> np.ndarray | None:
+    """Pixels, or None where the strict decoder refuses the file."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height)
+        image = simplejpeg.decode_jpeg(data, COLOUR_SPACES[in_chans][0], fastdct=False, fastupsample=False)
+    except DecodeError:
+        raise
+    except ValueError:
+        return None
+    return np.ascontiguousarray(_upright(image, jpeg_orientation(data)))
+
+
+def _decode_any(data: bytes | memoryview, in_chans: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_pixels(*image.size)
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.array(_eight_bit(upright).convert(COLOUR_SPACES[in_chans][1]))
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:  # PIL's readers raise nearly anything on damaged files: SyntaxError, struct.error, KeyError ...
+        raise DecodeError(f"{type(error).__name__}: {error}".replace(repr(data), "the data")) from error
+    return pixels[..., None] if in_chans == 1 else pixels
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey levels divided by 256 (PIL's own conversion would clip them at 255); other images as they are."""
+    if image.mode == "F":
+        raise DecodeError("floating-point pixels have no known range; store the image with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise DecodeError(f"grey levels from {values.min()} to {values.max()}, expected 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}; it may be a decompression bomb")
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation to (h, w, c): 5 to 8 swap the axes, the others mirror or turn by 180 degrees."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image
+
+
+def _tiff_orientation(tiff: bytes) -> int:
+    """The orientation in the first directory of a TIFF header."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == EXIF_ORIENTATION and kind == 3:  # 3: a 16-bit number
+                (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1

@@ -1,0 +1,71 @@
+"""What one sample of a batch is made of: the views of pre-training and of its validation.
+
+A view is a picklable callable (pixels, epoch, sample) -> named arrays; `data/dataset.py` stacks them to a batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from simmim_scale.config.schema import DataConfig, MaskConfig
+from simmim_scale.data.masks import sample_mask
+from simmim_scale.data.random import Stream, sample_rng
+from simmim_scale.data.transforms import centre_crop, resize_crop, sample_crop
+
+Arrays = Mapping[str, Tensor | np.ndarray | bool | int]
+
+
+class View(Protocol):
+    """Turns the pixels of a sample into the entries of a batch: "image" (c, h, w) uint8, and whatever the task needs."""
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays: ...
+
+
+@dataclass(frozen=True)
+class PretrainingView:
+    """Random crop, flip and mask, drawn from (seed, epoch, sample).
+
+    The flip is a flag: the device applies it to the image. The mask belongs to the image as the model sees it, after the flip.
+    """
+
+    data: DataConfig
+    mask: MaskConfig
+    image_size: tuple[int, int]
+    seed: int
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
+        rng = sample_rng(self.seed, epoch, sample, Stream.VIEW)
+        crop = sample_crop(rng, *image.shape[:2], scale=self.data.crop_scale, ratio=self.data.crop_ratio)
+        return {
+            "image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation),
+            "mask": draw_mask(sample_rng(self.seed, epoch, sample, Stream.MASK), self.mask, self.image_size),
+            "flip": bool(rng.random() < self.data.flip),
+        }
+
+
+@dataclass(frozen=True)
+class ValidationView:
+    """The centre of the image under a mask drawn from (seed, sample): the same at every validation, so that losses compare."""
+
+    data: DataConfig
+    mask: MaskConfig
+    image_size: tuple[int, int]
+    seed: int
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
+        crop = centre_crop(*image.shape[:2], aspect=self.image_size[1] / self.image_size[0])
+        return {
+            "image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation),
+            "mask": draw_mask(sample_rng(self.seed, 0, sample, Stream.VALIDATION_MASK), self.mask, self.image_size),
+            "flip": False,
+        }
+
+
+def draw_mask(rng: np.random.Generator, mask: MaskConfig, image_size: tuple[int, int]) -> np.ndarray:
+    """(h / cell, w / cell) bool, True where hidden."""
+    grid = (image_size[0] // mask.cell, image_size[1] // mask.cell)
+    return sample_mask(rng, grid=grid, ratio=mask.ratio, sampler=mask.sampler)
