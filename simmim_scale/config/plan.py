@@ -90,10 +90,10 @@ class Plan:
         return self.learning_rate.at(step)
 
     def as_json(self) -> dict:
-        """What `simmim describe --json` prints of the plan."""
+        """What `simmim describe --json` prints of the plan. Steps count from 1 there, as in `metrics.jsonl`: step k is the k-th update."""
         rows = [
-            {"step": step, "epoch": round(self.epoch_at(step), 4), "lr": self.lr(step), "what": what}
-            for step, what in self.learning_rate.key_steps()
+            {"step": update + 1, "epoch": round(self.epoch_at(update), 4), "lr": self.lr(update), "what": what}
+            for update, what in self.learning_rate.key_steps()
         ]
         plain = asdict(self)
         del plain["learning_rate"]

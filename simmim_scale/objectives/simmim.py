@@ -146,6 +146,7 @@ def build_simmim(
     std: Sequence[float],
     seed: int,
     attention: str = "auto",
+    initialise: bool = True,
 ) -> SimMIM:
     """Build SimMIM from its sections and initialise every parameter from `seed`.
 
@@ -155,6 +156,7 @@ def build_simmim(
         mean, std: one value per channel, as shares of 255.
         seed: of the weights and of drop path.
         attention: implementation of the backbone's window attention.
+        initialise: False leaves every parameter as constructed: to count it on the meta device, or to load weights.
 
     Raises:
         ValueError: an unknown head or target, or a mean of the wrong length.
@@ -163,7 +165,7 @@ def build_simmim(
         raise ValueError(
             f"data.mean and data.std: one value per input channel ({model.in_chans}), got {len(mean)} and {len(std)}."
         )
-    backbone = build_backbone(model, attention=attention)
+    backbone = build_backbone(model, attention=attention, seed=None)
     target = lookup(TARGETS, objective.target, setting="objective.target")(
         in_chans=model.in_chans, norm_window=objective.norm_target_window
     )
@@ -171,5 +173,6 @@ def build_simmim(
         num_features=backbone.num_features, stride=backbone.stride, channels=target.channels
     )
     module = SimMIM(backbone=backbone, head=head, target=target, mean=mean, std=std, seed=seed)
-    module.init_weights(torch.Generator().manual_seed(seed))
+    if initialise:
+        module.init_weights(torch.Generator().manual_seed(seed))
     return module

@@ -1,0 +1,13 @@
+"""The command line: `simmim pretrain|describe|config|...`. Commands live in `app.py`, what they compose in the files beside it."""
+
+import sys
+
+
+def main() -> None:
+    """Entry point of `simmim` and of `python -m simmim_scale`."""
+    from simmim_scale.cli.app import app
+
+    sys.exit(app())
+
+
+__all__ = ["main"]

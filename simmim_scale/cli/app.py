@@ -1,0 +1,110 @@
+"""The commands, each a few lines: read the arguments, call what does the work, print.
+
+Heavy imports happen inside the commands, so that `simmim --help` answers at once.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from simmim_scale.cli.exit_codes import user_errors
+
+app = typer.Typer(
+    name="simmim",
+    help="Pre-train vision models by masked image modeling, from a folder of images to SwinV2-H.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/pretrain/swinv2_h_800ep.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file: train.steps=100.")
+]
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+@app.command()
+def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Pre-train by masked image modeling. The same command again resumes; `python -m launch` runs it on many ranks."""
+    from simmim_scale.cli.train import train
+
+    raise typer.Exit(train(config, overrides or [], tasks=("pretrain",)))
+
+
+@app.command("config")
+def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print the whole resolved configuration, with the meaning, unit and source of every value."""
+    from simmim_scale.config.document import documented_yaml
+    from simmim_scale.config.load import load_source, validate
+
+    with user_errors():
+        source = load_source(config, overrides or [])
+        _out().print(documented_yaml(validate(source), source), end="", markup=False)
+
+
+@app.command()
+def describe(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    world_size: Annotated[int, typer.Option(min=1, help="Number of ranks to plan for.")] = 1,
+) -> None:
+    """Print parameters, multiply-adds, tokens, batch arithmetic, steps and learning rates; trains nothing."""
+    from simmim_scale.cli.describe import describe_config, description_tables
+    from simmim_scale.config.load import load_config
+
+    with user_errors():
+        description = describe_config(load_config(config, overrides or []), world_size=world_size)
+    if as_json:
+        _out().print(json.dumps(description, indent=2), markup=False)
+    else:
+        for table in description_tables(description):
+            _out().print(table)
+
+
+@app.command("import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="Checkpoint file, for example a .pth of microsoft/SimMIM.")],
+    out: Annotated[Path, typer.Option(help="Directory to write portable weights to.")],
+    layout: Annotated[str, typer.Option(help="Whose names the file uses.")] = "microsoft",
+    window: Annotated[int | None, typer.Option(help="Window size in tokens, where the file does not tell it.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Input size in pixels, where the file does not tell it.")] = None,
+) -> None:
+    """Turn a published checkpoint into portable weights (safetensors + configuration)."""
+    from simmim_scale.cli.weights import import_and_report
+
+    with user_errors():
+        import_and_report(file, out, layout=layout, window=window, image_size=image_size, console=_out())
+
+
+@app.command()
+def reconstruct(
+    weights: Annotated[Path, typer.Argument(help="Run directory, or a directory of portable weights.")],
+    photo: Annotated[Path, typer.Argument(help="A picture of your own.")],
+    out: Annotated[Path, typer.Option(help="PNG to write: original | masked | prediction.")] = Path("reconstruction.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the mask.", min=0)] = 0,
+    ratio: Annotated[float | None, typer.Option(help="Share of cells to hide; default: as in training.")] = None,
+    cell: Annotated[int | None, typer.Option(help="Side of a mask cell in pixels; default: as in training.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="random, block or square; default: as in training.")] = None,
+) -> None:
+    """Hide parts of a picture and let a pre-trained model fill them in."""
+    from simmim_scale.cli.weights import reconstruct_and_report
+
+    with user_errors():
+        reconstruct_and_report(weights, photo, out, seed=seed, ratio=ratio, cell=cell, sampler=sampler, console=_out())
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="Directory of a run, finished or still going.")]) -> None:
+    """Write RUN_DIR/report.html again: curves, pictures, configuration, environment."""
+    from simmim_scale.reports.page import write_report
+
+    with user_errors():
+        _out().print(str(write_report(run_dir)))

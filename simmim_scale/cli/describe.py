@@ -1,0 +1,106 @@
+"""`simmim describe`: what a configuration amounts to, without training: model size, batch arithmetic, learning rates."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from simmim_scale.config.plan import Plan, make_plan
+from simmim_scale.config.schema import Config
+from simmim_scale.data.masks import num_hidden
+from simmim_scale.data.shards import ShardIndex
+from simmim_scale.models.complexity import count_parameters, multiply_adds
+from simmim_scale.objectives.simmim import build_simmim
+
+
+def describe_config(config: Config, *, world_size: int) -> dict[str, Any]:
+    """Everything that `simmim describe --json` prints.
+
+    `parameters` and `multiply_adds` are of the backbone alone; multiply-adds are those of one image's forward pass.
+
+    Raises:
+        ValueError: no number of samples to plan with, or a plan that does not work out.
+    """
+    plan = make_plan(
+        config.train, config.optimizer, config.schedule, num_samples=number_of_samples(config), world_size=world_size
+    )
+    return {**describe_model(config), **plan.as_json()}
+
+
+def describe_model(config: Config) -> dict[str, Any]:
+    """Sizes of the model, counted on the meta device: no memory is used, whatever the size."""
+    with torch.device("meta"):
+        module = build_simmim(
+            config.model, config.objective, mean=config.data.mean, std=config.data.std, seed=config.seed, initialise=False
+        )
+    height, width = config.model.image_size
+    patch = config.model.patch_size
+    rows, columns = height // config.mask.cell, width // config.mask.cell
+    return {
+        "backbone": config.model.name,
+        "parameters": count_parameters(module.backbone),
+        "parameters_with_head": count_parameters(module),
+        "multiply_adds": multiply_adds(module.backbone, config.model.image_size),
+        "image_size": [height, width],
+        "tokens": -(-height // patch) * -(-width // patch),
+        "stride": config.model.stride,
+        "mask_cells": rows * columns,
+        "hidden_cells": num_hidden((rows, columns), config.mask.ratio),
+        "precision": config.engine.precision,
+        "zero_stage": config.engine.zero_stage,
+        "schedule": config.schedule.name,
+    }
+
+
+def number_of_samples(config: Config) -> int:
+    """Samples of the shards, or those that the configuration plans with while there are none."""
+    if config.data.train and Path(config.data.train, "index.json").exists():
+        return len(ShardIndex.load(Path(config.data.train)))
+    if config.data.train_samples:
+        return config.data.train_samples
+    raise ValueError(
+        f"data.train: no shards at {config.data.train or '(not set)'}, and data.train_samples is not set."
+        " Make the shards, or set data.train_samples to the number of samples to plan with."
+    )
+
+
+def plan_rows(plan: Plan) -> dict[str, str]:
+    """The plan in a few words, for the run header."""
+    return {
+        "samples": f"{plan.num_samples:,}",
+        "global batch": f"{plan.global_batch} = {plan.world_size} ranks x {plan.micro_batch} x {plan.accumulation} rounds",
+        "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:.2f} an epoch, {plan.epochs:.2f} epochs)",
+        "learning rate": ", ".join(f"{plan.lr(step):.3g} at step {step + 1}" for step, _ in plan.learning_rate.key_steps()),
+    }
+
+
+def description_tables(description: dict[str, Any]) -> list[Table]:
+    """The same for a person: model, batches, learning rate."""
+    d = description
+    model = _pairs("Model")
+    model.add_row("backbone", f"{d['backbone']}, {d['image_size'][0]}x{d['image_size'][1]} pixels, {d['tokens']:,} tokens")
+    model.add_row("parameters", f"{d['parameters']:,} ({d['parameters'] / 1e6:.1f}M), with head {d['parameters_with_head'] / 1e6:.1f}M")
+    model.add_row("multiply-adds", f"{d['multiply_adds'] / 1e9:.2f}G of the backbone, forward, one image")
+    model.add_row("mask", f"{d['hidden_cells']} of {d['mask_cells']} cells hidden")
+    model.add_row("engine", f"ZeRO-{d['zero_stage']}, {d['precision']}")
+    batch = _pairs("Batches and steps")
+    batch.add_row("samples", f"{d['num_samples']:,}")
+    batch.add_row(
+        "global batch", f"{d['global_batch']:,} = {d['world_size']} ranks x {d['micro_batch']} x {d['accumulation']} rounds of accumulation"
+    )
+    batch.add_row("steps", f"{d['steps']:,} ({d['epochs']:.2f} epochs)")
+    batch.add_row("steps an epoch", f"{d['steps_per_epoch']:.2f} (batches run on over the end of an epoch; no sample is dropped)")
+    rates = Table(title="Learning rate", title_justify="left", box=None, header_style="dim")
+    for column in ("step", "epoch", "learning rate", ""):
+        rates.add_column(column, justify="left" if not column else "right")
+    for row in d["learning_rate"]:
+        rates.add_row(f"{row['step']:,}", f"{row['epoch']:.2f}", f"{row['lr']:.3g}", row["what"])
+    return [model, batch, rates]
+
+
+def _pairs(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table.add_column(style="dim")
+    table.add_column()
+    return table

@@ -1,0 +1,112 @@
+"""Evaluators of pre-training: the masked loss, the loss of a constant colour to compare it with, and pictures.
+
+Their states name samples by id, so results do not depend on how many ranks there were.
+Letters: b batch, c channels, h w height and width.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from simmim_scale.objectives.masked_loss import masked_l1_sums
+from simmim_scale.objectives.pixels import tokens_to_pixels
+from simmim_scale.objectives.simmim import SimMIM
+from simmim_scale.reports.reconstructions import draw_reconstructions, fill_hidden, hide, save_picture
+
+Batch = Mapping[str, Tensor]
+PerSample = tuple[np.ndarray, np.ndarray]  # ids (n,), values (n,)
+
+
+class _MeanPerSample:
+    """Mean of one value per sample. Summed in the order of ids, so that every world size gives the same digits."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._ids: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+
+    def add(self, batch: Batch, values: Tensor) -> None:
+        valid = batch["valid"].cpu().numpy()
+        self._ids.append(batch["sample"].cpu().numpy()[valid])
+        self._values.append(values.double().cpu().numpy()[valid])
+
+    def state(self) -> PerSample:
+        if not self._ids:
+            return np.empty(0, np.int64), np.empty(0, np.float64)
+        return np.concatenate(self._ids), np.concatenate(self._values)
+
+    def result(self, states: Sequence[PerSample]) -> dict[str, float]:
+        ids, values = (np.concatenate([state[part] for state in states]) for part in (0, 1))
+        if not len(ids):
+            return {}
+        return {self.name: float(values[np.argsort(ids, kind="stable")].mean())}
+
+
+class MaskedLoss(_MeanPerSample):
+    """Mean over samples of the masked loss: `val_loss`."""
+
+    def __init__(self) -> None:
+        super().__init__("val_loss")
+
+    def update(self, batch: Batch, outputs: Batch) -> None:
+        self.add(batch, outputs["loss_per_sample"])
+
+
+class MeanColourLoss(_MeanPerSample):
+    """The same loss for predicting, everywhere, the mean of the visible target: `val_baseline`. A model must do much better."""
+
+    def __init__(self, module: SimMIM) -> None:
+        super().__init__("val_baseline")
+        self.module = module
+
+    def update(self, batch: Batch, outputs: Batch) -> None:
+        image, mask = self.module.prepare(batch)
+        size = (image.shape[2], image.shape[3])
+        hidden = tokens_to_pixels(mask, image_size=size, patch_size=self.module.backbone.patch_size)
+        target = self.module.target(image)
+        visible = (~hidden).to(target.dtype)
+        mean = (target * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)
+        self.add(batch, masked_l1_sums(mean.expand_as(target), target, hidden).per_sample())
+
+
+class Gallery:
+    """Draws original, masked image and prediction of chosen samples into one picture.
+
+    Args:
+        module: the trained module, for its mapping back to pixels.
+        chosen: ids of the samples to draw.
+        path: PNG to write.
+    """
+
+    def __init__(self, module: SimMIM, *, chosen: frozenset[int], path: Path) -> None:
+        self.module, self.chosen, self.path = module, chosen, path
+        self._rows: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def update(self, batch: Batch, outputs: Batch) -> None:
+        ids, valid = batch["sample"].tolist(), batch["valid"].tolist()
+        wanted = [row for row, sample in enumerate(ids) if valid[row] and sample in self.chosen]
+        if not wanted:
+            return
+        image, mask = self.module.prepare({name: value[wanted] for name, value in batch.items()})
+        predicted = self.module.target.to_pixels(outputs["prediction"][wanted], image)
+        originals, predictions = (_to_uint8(self.module, pixels) for pixels in (image, predicted))
+        for row, original, prediction, hidden in zip(wanted, originals, predictions, mask.cpu().numpy(), strict=True):
+            self._rows[ids[row]] = (original, hide(original, hidden), fill_hidden(original, prediction, hidden))
+
+    def state(self) -> dict[int, Any]:
+        return self._rows
+
+    def result(self, states: Sequence[dict[int, Any]]) -> dict[str, float]:
+        rows = {sample: row for state in states for sample, row in state.items()}
+        if rows:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_picture(draw_reconstructions([rows[sample] for sample in sorted(rows)]), self.path)
+        return {}
+
+
+def _to_uint8(module: SimMIM, pixels: Tensor) -> np.ndarray:
+    """(b, c, h, w) normalised -> (b, h, w, c) uint8."""
+    return module.pixel_norm.invert(pixels).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,44 @@
+"""The one evaluation loop, for every task: batches through the engine into evaluators, exact on any world size.
+
+Ranks run equally many batches; `valid` marks the samples that count, so padding changes no number.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from simmim_scale.engine.engine import Engine
+from simmim_scale.engine.runtime import Runtime
+
+
+class Evaluator(Protocol):
+    """Accumulates over batches; states of all ranks together give the result."""
+
+    def update(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None: ...
+
+    def state(self) -> Any:
+        """What this rank saw, as something that can be pickled."""
+        ...
+
+    def result(self, states: Sequence[Any]) -> dict[str, float]:
+        """Figures from the states of all ranks, in rank order. Called on the main rank only."""
+        ...
+
+
+def evaluate(
+    engine: Engine, batches: Iterable[Mapping[str, Tensor]], evaluators: Sequence[Evaluator], runtime: Runtime
+) -> dict[str, float]:
+    """Runs every batch once. All ranks must call it together; the figures are complete on the main rank and empty elsewhere."""
+    for batch in batches:
+        on_device = {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items()}
+        outputs = engine.evaluate_step(on_device)
+        for evaluator in evaluators:
+            evaluator.update(on_device, outputs)
+    gathered = [runtime.gather_objects(evaluator.state()) for evaluator in evaluators]
+    if not runtime.is_main:
+        return {}
+    figures: dict[str, float] = {}
+    for evaluator, states in zip(evaluators, gathered, strict=True):
+        figures.update(evaluator.result(states))
+    return figures

@@ -1,0 +1,147 @@
+"""The one training loop: pre-training and every downstream task go through `fit`.
+
+Order of a step: wait for data, update, validate if due, write the record, save if due, leave if asked to.
+A record is written before the save that covers it, so after a resume the log is cut at the step that was saved.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from simmim_scale.config.plan import Plan
+from simmim_scale.engine.checkpoint import RunStateStore
+from simmim_scale.engine.engine import Engine, StepResult
+from simmim_scale.engine.runtime import Runtime
+from simmim_scale.reports.records import StepRecord
+from simmim_scale.reports.sinks import Sink
+from simmim_scale.reports.throughput import Throughput
+from simmim_scale.train.evaluate import Evaluator, evaluate
+from simmim_scale.train.stop import StopRequest
+
+Batch = Mapping[str, Tensor]
+
+
+class Outcome(Enum):
+    """How `fit` ended."""
+
+    FINISHED = "finished"
+    PREEMPTED = "preempted"  # a stop signal came; everything is saved
+
+
+class TrainingLoader(Protocol):
+    """An endless iterator of micro-batches of this rank that knows its position in the stream of samples."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state_dict(self) -> dict[str, int]: ...
+
+
+class Validation(Protocol):
+    """What a task validates with: the same batches every time, and fresh evaluators."""
+
+    def batches(self) -> AbstractContextManager[Iterable[Batch]]: ...
+    def evaluators(self, step: int) -> Sequence[Evaluator]: ...
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Every so many steps, and always at the last one."""
+
+    every: int
+    last: int
+
+    def due(self, step: int) -> bool:
+        return step == self.last or step % self.every == 0
+
+
+def cadence(every_steps: int | None, plan: Plan) -> Cadence:
+    """The configured number of steps, or once an epoch."""
+    return Cadence(every=every_steps or max(1, round(plan.steps_per_epoch)), last=plan.total_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Everything `fit` works with; built by the command line from configuration, plan and task.
+
+    Args:
+        facts: written into every save and compared on resume, for instance the number of samples.
+    """
+
+    engine: Engine
+    plan: Plan
+    runtime: Runtime
+    loader: TrainingLoader
+    validation: Validation | None
+    validate: Cadence
+    save: Cadence
+    store: RunStateStore
+    sinks: Sequence[Sink]
+    meter: Throughput
+    stop: StopRequest
+    facts: Mapping[str, Any]
+
+
+def fit(loop: Loop) -> Outcome:
+    """Trains from the engine's step to the plan's last one. All ranks call it together.
+
+    Returns:
+        How it ended; when preempted, the run state of the last finished step is saved.
+    """
+    batches = iter(loop.loader)
+    while loop.engine.step < loop.plan.total_steps:
+        # The micro-batches of a step are fetched before the update, so that waiting and computing are told apart.
+        with loop.meter.waiting():
+            micro_batches = [next(batches) for _ in range(loop.plan.accumulation)]
+        result = loop.engine.train_step([_to_device(batch, loop.runtime) for batch in micro_batches])
+        record = _measure(loop, result)
+        _write(loop, record)
+        stopping = loop.runtime.any_rank(loop.stop.received is not None)
+        if loop.save.due(result.step) or stopping:
+            save_run_state(loop)
+        if stopping and result.step < loop.plan.total_steps:
+            return Outcome.PREEMPTED
+    return Outcome.FINISHED
+
+
+def save_run_state(loop: Loop) -> None:
+    """A complete, atomic save of the current step."""
+    with loop.meter.paused():
+        loop.store.save(loop.engine, client_state={**loop.facts, "position": loop.plan.position_at(loop.engine.step)})
+
+
+def _measure(loop: Loop, result: StepResult) -> StepRecord:
+    reading = loop.meter.step()
+    validation = None
+    if loop.validation is not None and loop.validate.due(result.step):
+        with loop.meter.paused(), loop.validation.batches() as batches:
+            validation = evaluate(loop.engine, batches, loop.validation.evaluators(result.step), loop.runtime)
+    return StepRecord(
+        step=result.step,
+        epoch=loop.plan.epoch_at(result.step),
+        loss=result.loss,
+        lr=result.lr,
+        grad_norm=result.grad_norm if result.grad_norm is None or math.isfinite(result.grad_norm) else None,
+        images_per_second=reading.images_per_second,
+        data_wait=reading.data_wait,
+        seconds=reading.seconds,
+        mfu=reading.mfu,
+        memory_bytes=loop.runtime.memory_bytes(),
+        loss_scale=result.loss_scale,
+        skipped=result.skipped,
+        nonfinite_source=result.nonfinite_source,
+        validation=validation or None,
+    )
+
+
+def _write(loop: Loop, record: StepRecord) -> None:
+    if loop.runtime.is_main:
+        for sink in loop.sinks:
+            sink.write_step(record)
+
+
+def _to_device(batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+    return {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items()}
