@@ -120,8 +120,8 @@ def _recorded_writes(checkpoint_engine: Any) -> Iterator[_Writes]:
 
 def _full_fp32(parameter: nn.Parameter, masters: Mapping[int, Tensor]) -> Tensor:
     """A whole parameter, from its fp32 master where there is one."""
+    import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
-    from deepspeed.zero import GatheredParameters
 
     if id(parameter) in masters:
         return masters[id(parameter)]
@@ -129,7 +129,7 @@ def _full_fp32(parameter: nn.Parameter, masters: Mapping[int, Tensor]) -> Tensor
         full = safe_get_full_fp32_param(parameter)
         if full is not None:
             return full
-    with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+    with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
         return parameter.detach().clone()
 
 
