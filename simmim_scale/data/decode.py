@@ -14,7 +14,7 @@ import struct
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 # Channels -> colour space of the JPEG decoder, mode of PIL.
 COLOUR_SPACES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}
@@ -86,13 +86,27 @@ def _decode_any(data: bytes | memoryview, in_chans: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_pixels(*image.size)
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.array(_eight_bit(upright).convert(COLOUR_SPACES[in_chans][1]))
+            image.load()
+            pixels = np.asarray(_eight_bit(image).convert(COLOUR_SPACES[in_chans][1]))
+            orientation = _orientation(image, data)
     except (DecodeError, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise DecodeError("the content is of no known image format") from error
     except Exception as error:  # PIL's readers raise nearly anything on damaged files: SyntaxError, struct.error, KeyError ...
-        raise DecodeError(f"{type(error).__name__}: {error}".replace(repr(data), "the data")) from error
-    return pixels[..., None] if in_chans == 1 else pixels
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    return np.ascontiguousarray(_upright(pixels.reshape(*pixels.shape[:2], in_chans), orientation))
+
+
+def _orientation(image: Image.Image, data: bytes | memoryview) -> int:
+    """EXIF orientation of a loaded image. Damaged EXIF data do not make an image unusable: upright."""
+    if image.format in ("JPEG", "MPO"):
+        return jpeg_orientation(data)
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # as above: the parser raises nearly anything
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool
 
-# BEiT's block-wise masking (arXiv 2106.08254, algorithm 1): rectangles of at least 16 of 14 x 14 patches, aspect ratios of .3 to 1/.3.
+# BEiT's block-wise masking (arXiv 2106.08254, algorithm 1): rectangles of at least 16 of 14 x 14
+# patches, aspect ratios of .3 to 1/.3.
 BLOCK_MIN_SHARE = 16 / 196
 BLOCK_ASPECT = (0.3, 1 / 0.3)
 BLOCK_ATTEMPTS = 10

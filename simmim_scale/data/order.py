@@ -15,7 +15,7 @@ class SampleOrder:
     """Shuffles every epoch anew: `ids(start, stop)` are the samples at these positions of the stream.
 
     An epoch is one full permutation of all samples, a function of (seed, epoch) alone. It is computed when an epoch is first
-    touched (0.3 s for 14 million samples) and only the last two are kept, so any position is reached at the same cost.
+    touched (1 s for 14 million samples) and only the last two are kept, so any position is reached at the same cost.
 
     Args:
         num_samples: Samples in an epoch.
@@ -25,7 +25,7 @@ class SampleOrder:
 
     def __init__(self, num_samples: int, *, seed: int, stream: Stream = Stream.ORDER):
         if num_samples < 1:
-            raise ValueError(f"num_samples: an order needs at least one sample, got {num_samples}. Give shards that hold samples.")
+            raise ValueError(f"num_samples: an order needs at least one sample, got {num_samples}. Give other shards.")
         self.num_samples = num_samples
         self.seed = seed
         self.stream = stream
@@ -63,7 +63,7 @@ class SampleOrder:
 class BatchShare:
     """One rank's share of every global batch: `accumulation` rounds of `micro_batch` samples.
 
-    Round a of rank r takes positions start + (a * world_size + r) * micro_batch + [0, micro_batch) of the step that begins at start.
+    In the step that begins at position s, round a of rank r takes s + (a * world_size + r) * micro_batch + [0, micro_batch).
     """
 
     global_batch: int
@@ -76,8 +76,9 @@ class BatchShare:
         product = self.micro_batch * self.accumulation * self.world_size
         if product != self.global_batch or product < 1:
             raise ValueError(
-                f"global_batch: expected micro_batch * accumulation * world_size, got {self.global_batch} for {self.micro_batch} *"
-                f" {self.accumulation} * {self.world_size} = {product}. Choose a global batch that the ranks divide."
+                f"global_batch: expected micro_batch * accumulation * world_size, got {self.global_batch} for"
+                f" {self.micro_batch} * {self.accumulation} * {self.world_size} = {product}."
+                " Choose a global batch that the ranks divide."
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank: expected 0 to {self.world_size - 1}, got {self.rank}.")

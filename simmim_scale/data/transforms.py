@@ -30,8 +30,8 @@ def sample_crop(
 ) -> Crop:
     """The rectangle of a RandomResizedCrop.
 
-    Area uniform in `scale` (share of the image), aspect ratio (width over height) log-uniform in `ratio`, place uniform. After ten
-    draws that do not fit in the image, the largest centred rectangle whose ratio is in range.
+    Area uniform in `scale` (share of the image), aspect ratio (width over height) log-uniform in `ratio`, place uniform. After
+    ten draws that do not fit in the image, the largest centred rectangle whose ratio is in range.
 
     Args:
         rng: Where the randomness comes from.

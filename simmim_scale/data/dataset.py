@@ -1,0 +1,151 @@
+"""Samples by number to one batch: read, decode, replace what does not decode, view, stack. Runs in the worker processes.
+
+Letters: b = samples of the micro-batch, h, w = height and width in pixels, c = channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from simmim_scale.data.decode import DecodeError, check_in_chans, decode_image
+from simmim_scale.data.quarantine import DamagedSample
+from simmim_scale.data.random import Stream, sample_rng
+from simmim_scale.data.stream import ShardReader
+from simmim_scale.data.views import Arrays, View
+
+Batch = dict[str, Tensor]
+# So many damaged images in a row are no accident: the set is not made of images.
+MAX_REPLACEMENTS = 64
+
+
+class UndecodableSetError(ValueError):
+    """Not one of many images in a row decodes."""
+
+
+Loaded = tuple[Batch, list[DamagedSample]] | UndecodableSetError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """One micro-batch to load: equally long int64 arrays (b,), and `valid` (b,) bool, False for rows that only fill it up."""
+
+    positions: np.ndarray
+    epochs: np.ndarray
+    samples: np.ndarray
+    valid: np.ndarray
+
+
+class ShardDataset(Dataset):
+    """Loads whole micro-batches.
+
+    Args:
+        reader: Bytes of the samples.
+        view: Turns pixels into the entries of a batch.
+        in_chans: Channels to decode to: 1 or 3.
+        seed: Of the run; with a sample's number it decides what replaces the sample if it is damaged.
+        replaced_is_valid: Whether a row counts whose image was replaced: in training yes, in evaluation no.
+    """
+
+    def __init__(self, reader: ShardReader, view: View, *, in_chans: int, seed: int, replaced_is_valid: bool = True):
+        check_in_chans(in_chans)
+        self.reader = reader
+        self.view = view
+        self.in_chans = in_chans
+        self.seed = seed
+        self.replaced_is_valid = replaced_is_valid
+
+    def __len__(self) -> int:
+        return len(self.reader.index)
+
+    def __getitems__(self, request: BatchRequest) -> Loaded:
+        """One micro-batch, and the damaged images met on the way; an error of the user's as a value, so that it crosses to the
+        rank's process without a worker's traceback. DataLoader hands over what its batch sampler gave."""
+        try:
+            return self._load_batch(request)
+        except UndecodableSetError as error:
+            return error
+
+    def _load_batch(self, request: BatchRequest) -> tuple[Batch, list[DamagedSample]]:
+        rows, used, damaged = [], [], []
+        for epoch, sample in zip(request.epochs.tolist(), request.samples.tolist(), strict=True):
+            row, actual, failures = self._load(epoch, sample)
+            rows.append(row)
+            used.append(actual)
+            damaged.extend(failures)
+        sample_ids = np.array(used, dtype=np.int64)
+        valid = request.valid if self.replaced_is_valid else request.valid & (sample_ids == request.samples)
+        batch = stack(rows)
+        batch["sample"] = torch.from_numpy(sample_ids)
+        batch["position"] = torch.from_numpy(request.positions.astype(np.int64))
+        batch["valid"] = torch.from_numpy(valid.astype(bool))
+        return batch, damaged
+
+    def _load(self, epoch: int, sample: int) -> tuple[Arrays, int, list[DamagedSample]]:
+        """The view of a sample, the sample whose image it shows, and what failed before it.
+
+        Draws belong to the sample that was ordered, whatever image replaces it.
+        """
+        failures: list[tuple[int, str]] = []
+        for candidate in replacements(sample, len(self), seed=self.seed):
+            try:
+                image = decode_image(self.reader.read_image(candidate), in_chans=self.in_chans)
+            except DecodeError as error:
+                failures.append((candidate, str(error)))
+                continue
+            try:
+                row = self.view(image, epoch=epoch, sample=sample)
+            except Exception as error:
+                error.add_note(f"While making the view of {self.reader.index.describe(candidate)}.")
+                raise
+            return row, candidate, [self._damaged(*failure, candidate) for failure in failures]
+        raise self._all_bad(failures)
+
+    def _damaged(self, sample: int, cause: str, replacement: int) -> DamagedSample:
+        return DamagedSample(sample, self.reader.index.describe(sample), cause, replacement)
+
+    def _all_bad(self, failures: Sequence[tuple[int, str]]) -> "UndecodableSetError":
+        sample, cause = failures[0]
+        return UndecodableSetError(
+            f"{self.reader.index.directory}: none of {len(failures)} images tried in a row decodes; the first is"
+            f" {self.reader.index.describe(sample)} ({cause}). Check the set with `python -m data_tools verify`."
+        )
+
+
+def replacements(sample: int, num_samples: int, *, seed: int) -> Iterator[int]:
+    """The sample itself, then what to use in its place if it is damaged: a walk through other samples, each at most once.
+
+    Pure in (sample, num_samples, seed): every rank, epoch and resume replaces a damaged image by the same one.
+    """
+    yield sample
+    if num_samples == 1:
+        return
+    rng = sample_rng(seed, 0, sample, Stream.REPLACEMENT)
+    stride = 1 + int(rng.random() * (num_samples - 1))
+    while gcd(stride, num_samples) != 1:  # only a coprime stride visits every sample
+        stride = stride % (num_samples - 1) + 1
+    for step in range(1, min(num_samples, MAX_REPLACEMENTS)):
+        yield (sample + step * stride) % num_samples
+
+
+def stack(rows: Sequence[Arrays]) -> Batch:
+    """Stacks the entries of samples; images (c, h, w) become one channels-last (b, c, h, w) tensor."""
+    batch: Batch = {}
+    for name in rows[0]:
+        if name == "image":
+            batch[name] = _stack_images([row[name] for row in rows])  # type: ignore[misc]
+        else:
+            batch[name] = torch.from_numpy(np.stack([np.asarray(row[name]) for row in rows]))
+    return batch
+
+
+def _stack_images(images: Sequence[Tensor]) -> Tensor:
+    shape = (len(images), *images[0].shape)
+    out = torch.empty(shape, dtype=images[0].dtype, memory_format=torch.channels_last)
+    for slot, image in zip(out, images, strict=True):
+        slot.copy_(image)
+    return out

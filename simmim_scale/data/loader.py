@@ -1,0 +1,265 @@
+"""Loaders: micro-batches of a rank in the global order, made by worker processes. Start at the two build functions.
+
+The position in the stream of samples is all the state there is. Orders are computed here, in the rank's process; workers get
+sample numbers and hold nothing.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from simmim_scale.config.schema import DataConfig, MaskConfig
+from simmim_scale.data.dataset import Batch, BatchRequest, ShardDataset
+from simmim_scale.data.order import BatchShare, SampleOrder
+from simmim_scale.data.quarantine import Quarantine
+from simmim_scale.data.random import Stream
+from simmim_scale.data.shards import ShardIndex
+from simmim_scale.data.stream import ShardReader
+from simmim_scale.data.views import PretrainingView, ValidationView
+from simmim_scale.data.workers import BatchStream, Workers
+
+
+def build_training_loader(
+    index: ShardIndex,
+    *,
+    data: DataConfig,
+    mask: MaskConfig,
+    image_size: tuple[int, int],
+    in_chans: int,
+    seed: int,
+    global_batch: int,
+    micro_batch: int,
+    accumulation: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_position: int = 0,
+    quarantine: Path | None = None,
+    pin_memory: bool = False,
+) -> "TrainingLoader":
+    """The endless stream of pre-training micro-batches of one rank.
+
+    Args:
+        index: Samples to train on.
+        data, mask: Their sections of the configuration.
+        image_size: Height and width of the model's input, pixels.
+        in_chans: Channels of the model's input, 1 or 3.
+        seed: Of the run.
+        global_batch, micro_batch, accumulation: Batch arithmetic of the plan, samples and rounds.
+        rank, world_size: Whose share to load.
+        start_position: First position that no finished step has used.
+        quarantine: Directory for the lists of damaged images; None: none is kept.
+        pin_memory: Page-lock batches, for copies to a GPU that overlap.
+
+    Raises:
+        ValueError: Fewer samples than a global batch, unsupported channels.
+    """
+    if len(index) < global_batch:
+        raise ValueError(
+            f"train.global_batch: {index.directory} holds {len(index):,} samples, fewer than one global"
+            f" batch of {global_batch:,}. Lower train.global_batch or train on more images."
+        )
+    view = PretrainingView(data=data, mask=mask, image_size=image_size, seed=seed)
+    return TrainingLoader(
+        ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed),
+        order=SampleOrder(len(index), seed=seed),
+        share=BatchShare(global_batch, micro_batch, accumulation, rank, world_size),
+        start_position=start_position,
+        quarantine=Quarantine(quarantine, rank=rank),
+        workers=Workers(data.workers, data.prefetch, pin_memory),
+    )
+
+
+def build_validation_loader(
+    index: ShardIndex,
+    *,
+    data: DataConfig,
+    mask: MaskConfig,
+    image_size: tuple[int, int],
+    in_chans: int,
+    seed: int,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    samples: int | None = None,
+    quarantine: Path | None = None,
+    pin_memory: bool = False,
+) -> "ValidationLoader":
+    """Validation micro-batches of one rank: centre views under fixed masks, equally many batches on every rank.
+
+    Args (the others as in `build_training_loader`):
+        micro_batch: Rows of every batch.
+        rank, world_size: Whose share to load.
+        samples: Validate on so many samples, a random choice that depends on the seed alone; None: all.
+    """
+    view = ValidationView(data=data, mask=mask, image_size=image_size, seed=seed)
+    count = len(index) if samples is None else min(samples, len(index))
+    return ValidationLoader(
+        ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed, replaced_is_valid=False),
+        samples=SampleOrder(len(index), seed=seed, stream=Stream.VALIDATION_ORDER).ids(0, count),
+        micro_batch=micro_batch,
+        rank=rank,
+        world_size=world_size,
+        quarantine=Quarantine(quarantine, rank=rank),
+        workers=Workers(data.workers, data.prefetch, pin_memory),
+    )
+
+
+class TrainingLoader:
+    """An endless iterator of one rank's micro-batches, `share.accumulation` of them a step.
+
+    Its state is `position`: where the next step starts that has not been handed out whole. A step that was handed out in part
+    is done again after a resume. Use it as a context manager, or call `close()`, to end the worker processes.
+
+    Args:
+        dataset: Loads micro-batches.
+        order: Sample at each position.
+        share: Positions of each micro-batch.
+        start_position: Where to begin, any position of the stream.
+        quarantine: Takes the damaged images.
+        workers: Processes that load ahead.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        *,
+        order: SampleOrder,
+        share: BatchShare,
+        start_position: int,
+        quarantine: Quarantine,
+        workers: Workers,
+    ):
+        self.dataset = dataset
+        self.order = order
+        self.share = share
+        self.quarantine = quarantine
+        self.workers = workers
+        self._stream: BatchStream | None = None
+        self.load_state_dict({"position": start_position})
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch."""
+        return self.order.num_samples
+
+    @property
+    def position(self) -> int:
+        return self._start + self._num_handed // self.share.accumulation * self.share.global_batch
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stream is None:
+            self._stream = self.workers.start(self.dataset, self._requests(self._start))
+        batch, damaged = next(self._stream)
+        for sample in damaged:
+            self.quarantine.add(sample)
+        self._num_handed += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on at a position, which may come from a run with another world size or batch."""
+        position = state.get("position")
+        if not isinstance(position, int) or position < 0:
+            raise ValueError(f"position: expected a whole number of at least 0, got {position!r}. The saved state is damaged.")
+        self.close()
+        self._start = position
+        self._num_handed = 0
+
+    def close(self) -> None:
+        """Ends the worker processes. Iterating again goes on at `position`."""
+        if self._stream is None:
+            return
+        self._start, self._num_handed = self.position, 0
+        self._stream.close()
+        self._stream = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _requests(self, start: int) -> Iterator[BatchRequest]:
+        while True:
+            for accumulation_round in range(self.share.accumulation):
+                positions = self.share.positions(start, accumulation_round)
+                yield BatchRequest(
+                    positions=np.arange(positions.start, positions.stop, dtype=np.int64),
+                    epochs=self.order.epochs(positions.start, positions.stop),
+                    samples=self.order.ids(positions.start, positions.stop),
+                    valid=np.ones(len(positions), dtype=bool),
+                )
+            start += self.share.global_batch
+
+
+class ValidationLoader:
+    """Micro-batches of one pass over the validation samples; iterate again for another pass.
+
+    Every rank gets `len(self)` batches. Rows past the last sample repeat it with `valid` False, so that counts are exact on any
+    world size; rows whose image is damaged are not valid either.
+
+    Args:
+        dataset: Loads micro-batches.
+        samples: (n,) int64, the samples to validate on. Row i of the pass shows samples[i], and its "position" is i.
+        micro_batch: Rows of every batch.
+        rank, world_size: Whose share to load.
+        quarantine: Takes the damaged images.
+        workers: Processes that load ahead; they live for one pass.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        *,
+        samples: np.ndarray,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        quarantine: Quarantine,
+        workers: Workers,
+    ):
+        self.dataset = dataset
+        self.samples = samples
+        self.share = BatchShare(micro_batch * world_size, micro_batch, 1, rank, world_size)
+        self.quarantine = quarantine
+        self.workers = workers
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one pass, over all ranks."""
+        return len(self.samples)
+
+    def __len__(self) -> int:
+        """Batches of one pass, on every rank."""
+        return -(-len(self.samples) // self.share.global_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with self.workers.start(self.dataset, map(self._request, self._rounds())) as stream:
+            for batch, damaged in stream:
+                for sample in damaged:
+                    self.quarantine.add(sample)
+                yield batch
+
+    def first(self, count: int) -> Batch:
+        """The first `count` samples of the pass (fewer if there are fewer), loaded here and now, the same on every rank."""
+        loaded = self.dataset.__getitems__(self._request(range(min(count, len(self.samples)))))
+        if isinstance(loaded, ValueError):
+            raise loaded
+        return loaded[0]
+
+    def _rounds(self) -> Iterator[range]:
+        return (self.share.positions(start, 0) for start in range(0, len(self.samples), self.share.global_batch))
+
+    def _request(self, positions: range) -> BatchRequest:
+        rows = np.arange(positions.start, positions.stop, dtype=np.int64)
+        inside = np.minimum(rows, len(self.samples) - 1)
+        return BatchRequest(
+            positions=inside, epochs=np.zeros_like(inside), samples=self.samples[inside], valid=rows < len(self.samples)
+        )
