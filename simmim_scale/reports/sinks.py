@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -208,6 +208,10 @@ class Sinks:
 
     def close(self) -> None:
         self._each(lambda sink: sink.close())
+
+    def __iter__(self) -> Iterator[Sink]:
+        """The sinks that still work."""
+        return iter([*self._required, *self._optional])
 
     def __enter__(self) -> "Sinks":
         return self
