@@ -92,7 +92,9 @@ def _reject_owned(extra: Mapping[str, Any]) -> None:
     for path, value in _leaves(extra):
         for owned, setting in OWNED.items():
             if path == owned or path.startswith(f"{owned}."):
-                raise ValueError(f"deepspeed.{path}: belongs to the setting {setting}, got {value!r}. Set {setting} and remove this key.")
+                raise ValueError(
+                    f"deepspeed.{path}: belongs to the setting {setting}, got {value!r}. Set {setting} and remove this key."
+                )
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -103,7 +103,13 @@ class Engine:
     """A module under training. Its methods are collective, `step` and `module` aside."""
 
     def __init__(
-        self, wrapped: Any, config: EngineConfig, lr: Callable[[int], float], accumulation: int, runtime: Runtime, guard: NonFiniteGuard
+        self,
+        wrapped: Any,
+        config: EngineConfig,
+        lr: Callable[[int], float],
+        accumulation: int,
+        runtime: Runtime,
+        guard: NonFiniteGuard,
     ) -> None:
         self.step = 0
         self.config = config
@@ -147,17 +153,17 @@ class Engine:
         finally:
             self._wrapped.train()
 
-    def save(self, path: Path, client_state: Mapping[str, Any]) -> list[Path]:
-        """Write the run state into the directory `path`; returns the files this rank wrote. `client_state` is JSON-like.
+    def save(self, path: Path) -> list[Path]:
+        """Write the run state into the directory `path`; returns the files this rank wrote.
 
         Raises:
             OSError: a file could not be written on some rank; raised on all of them.
         """
-        state = {"step": self.step, "guard": self._guard.state_dict(), "client_state": dict(client_state)}
+        state = {"step": self.step, "guard": self._guard.state_dict()}
         return save_state(self._wrapped, self.config, self.runtime, path, state)
 
-    def load(self, path: Path) -> dict[str, Any]:
-        """Continue from what `save` wrote, right after `build_engine`; returns its client_state.
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote, right after `build_engine`.
 
         DeepSpeed unpickles the files: load only what comes from a place you trust.
 
@@ -167,7 +173,6 @@ class Engine:
         state = load_state(self._wrapped, self.config, self.runtime, path)
         self.step = state["step"]
         self._guard.load_state_dict(state["guard"])
-        return state["client_state"]
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """All parameters in fp32 and persistent buffers, on the CPU of the main rank; {} on the others.
@@ -258,6 +263,6 @@ def _check_batch(micro_batch: int, accumulation: int, global_batch: int, world_s
     product = micro_batch * accumulation * world_size
     if product != global_batch:
         raise ValueError(
-            f"global_batch: must be micro_batch * accumulation * ranks = {micro_batch} * {accumulation} * {world_size} = {product},"
+            f"global_batch: must be micro_batch * accumulation * ranks = {micro_batch} * {accumulation} * {world_size},"
             f" got {global_batch}. Let the plan compute these numbers for this world size."
         )

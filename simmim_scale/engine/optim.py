@@ -24,7 +24,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         if parameter.requires_grad:
             groups["decay" if decays(name, parameter) else "no_decay"].append(parameter)
     rates = {"decay": weight_decay, "no_decay": 0.0}
-    return [{"name": name, "params": params, "weight_decay": rates[name], "lr_scale": 1.0} for name, params in groups.items() if params]
+    return [
+        {"name": name, "params": params, "weight_decay": rates[name], "lr_scale": 1.0}
+        for name, params in groups.items()
+        if params
+    ]
 
 
 class GuardedAdamW(torch.optim.AdamW):

@@ -138,7 +138,7 @@ def launcher_place(environment: Mapping[str, str]) -> dict[str, int]:
 
 
 def choose_device(device: str) -> str:
-    """"cpu" or "cuda" for a request of "auto", "cpu" or "cuda". DS_ACCELERATOR=cpu in the environment counts as "cpu" for auto."""
+    """The kind of device, cpu or cuda, for a request of auto, cpu or cuda; DS_ACCELERATOR=cpu makes auto choose the CPU."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: one of auto, cpu, cuda, got {device!r}.")
     available = torch.cuda.is_available()
@@ -172,7 +172,9 @@ def _import_deepspeed(kind: str) -> Any:
 
     found = get_accelerator().device_name()
     if not found.startswith(kind):
-        raise ValueError(f"device: DeepSpeed was already imported for {found}, got {kind}. Call start_runtime before importing it.")
+        raise ValueError(
+            f"device: DeepSpeed was already imported for {found}, got {kind}. Call start_runtime before importing it."
+        )
     # Its log goes to stdout and repeats what the run header says; what needs attention is an error or our own message.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if kind == "cpu":

@@ -19,6 +19,7 @@ MAX_LISTED = 8  # differing parameters that an error lists
 
 def save_state(wrapped: Any, config: EngineConfig, runtime: Runtime, path: Path, state: Mapping[str, Any]) -> list[Path]:
     """Write a DeepSpeed engine's state and `state` into `path`; returns the files this rank wrote. Collective."""
+    wrapped._copy_recovery_script = lambda _path: None  # portable weights are ours; its copy would escape the record below
     with _recorded_writes(wrapped.checkpoint_engine) as writes:
         wrapped.save_checkpoint(str(path), tag=TAG, client_state={}, save_latest=False)
         if runtime.is_main:
@@ -26,7 +27,9 @@ def save_state(wrapped: Any, config: EngineConfig, runtime: Runtime, path: Path,
             writes.attempt(path / STATE_FILE, lambda: (path / STATE_FILE).write_text(json.dumps(facts, indent=1)))
     failures = [failure for failure in runtime.gather_objects(writes.failure) if failure]
     if failures:
-        raise OSError(f"{path}: the run state could not be saved: {failures[0]}. Free space or fix the disk; older saves are untouched.")
+        raise OSError(
+            f"{path}: the run state could not be saved: {failures[0]}. Free space or fix the disk; older saves are untouched."
+        )
     return writes.files
 
 
@@ -41,7 +44,7 @@ def load_state(wrapped: Any, config: EngineConfig, runtime: Runtime, path: Path)
 
 
 def full_state_dict(wrapped: Any, runtime: Runtime) -> dict[str, Tensor]:
-    """Parameters in fp32 and persistent buffers on the CPU of the main rank, {} elsewhere. Collective, one parameter at a time."""
+    """Parameters in fp32 and persistent buffers on the CPU of the main rank, {} elsewhere. One at a time; collective."""
     masters = _unfused_masters(wrapped.optimizer)
     state: dict[str, Tensor] = {}
     for name, parameter in wrapped.module.named_parameters():
@@ -70,7 +73,9 @@ def _facts(module: nn.Module, config: EngineConfig, runtime: Runtime) -> dict[st
 def _check_facts(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = _differing_parameters(saved["parameters"], now["parameters"])
     if differing:
-        listed = "; ".join(differing[:MAX_LISTED]) + (f"; and {len(differing) - MAX_LISTED} more" if len(differing) > MAX_LISTED else "")
+        listed = "; ".join(differing[:MAX_LISTED]) + (
+            f"; and {len(differing) - MAX_LISTED} more" if len(differing) > MAX_LISTED else ""
+        )
         raise ValueError(
             f"{path}: the saved model is not the configured one: {listed}."
             " Restore the model section that the run began with, or choose another run_dir (init_from takes over weights)."
