@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from simmim_scale.models.parameters import assign, full_shape
+from simmim_scale.models.initialization import assign
 
 FORMAT = "simmim-scale-weights"
 VERSION = "1"
@@ -139,7 +139,8 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"weights: {path} cannot be read: it is truncated or no safetensors file ({error}). Copy it again or use another save."
+            f"weights: {path} cannot be read: it is truncated or no safetensors file ({error})."
+            " Copy it again or use another save."
         ) from error
 
 
@@ -181,7 +182,7 @@ def _some(names: Sequence[str]) -> str:
 
 def compare_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     """Names and shapes of `state` against those of the module, whole or partitioned by ZeRO-3."""
-    expected = {name: tuple(full_shape(tensor)) for name, tensor in _own_tensors(module)}
+    expected = {name: _full_shape(tensor) for name, tensor in _own_tensors(module)}
     return LoadReport(
         missing=[name for name in expected if name not in state],
         unexpected=[name for name in state if name not in expected],
@@ -222,8 +223,19 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str, op
         )
     for name, tensor in _own_tensors(module):
         if name in state:
-            assign(tensor, state[name])
+            _write(tensor, state[name])
     return report
+
+
+def _full_shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))  # under ZeRO-3 the tensor itself is empty
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        assign(tensor, lambda *_: value, torch.Generator())  # gathers what ZeRO-3 has partitioned
+    elif not tensor.is_meta:
+        tensor.copy_(value)
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

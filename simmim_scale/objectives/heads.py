@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from simmim_scale.models.parameters import draw_uniform
+from simmim_scale.models.initialization import assign, fan_in_uniform
+from simmim_scale.models.layers import Linear
 
 # name -> "module:function"; the function takes (num_features, stride, channels) by keyword and returns the head. S table 3.
 HEADS = {"linear": "simmim_scale.objectives.heads:LinearHead"}
@@ -29,14 +30,13 @@ class LinearHead(nn.Module):
     def __init__(self, *, num_features: int, stride: int, channels: int) -> None:
         super().__init__()
         self.stride, self.channels = stride, channels
-        self.proj = nn.Linear(num_features, channels * stride**2)
+        self.proj = Linear(num_features, channels * stride**2)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """U(-1/sqrt(d), 1/sqrt(d)) for weight and bias: PyTorch's default of a convolution, which the published code leaves as
         it is."""
-        bound = self.proj.in_features**-0.5
-        draw_uniform(self.proj.weight, bound=bound, generator=generator)
-        draw_uniform(self.proj.bias, bound=bound, generator=generator)
+        for parameter in (self.proj.weight, self.proj.bias):
+            assign(parameter, fan_in_uniform(self.proj.in_features), generator)
 
     def forward(self, features: Float[Tensor, "b th tw d"]) -> Float[Tensor, "b o h w"]:
         b, th, tw, _ = features.shape

@@ -23,9 +23,10 @@ class PixelNorm(nn.Module):
         """Mean and standard deviation as (1, c, 1, 1) fp32 tensors; made once per device."""
         if device not in self._on_device:
             shape = (1, len(self.mean), 1, 1)
-            self._on_device[device] = tuple(
-                torch.tensor(values, dtype=torch.float32, device=device).view(shape) for values in (self.mean, self.std)
-            )
+            with torch.inference_mode(False):  # they outlive an inference mode in which they may be made
+                self._on_device[device] = tuple(
+                    torch.tensor(values, dtype=torch.float32, device=device).view(shape) for values in (self.mean, self.std)
+                )
         return self._on_device[device]
 
     def forward(self, image: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from simmim_scale.config.schema import ModelConfig, ObjectiveConfig
 from simmim_scale.models import build_backbone
 from simmim_scale.models.drop_path import sample_drop_path
-from simmim_scale.models.parameters import draw_trunc_normal
+from simmim_scale.models.initialization import assign, trunc_normal
+from simmim_scale.models.layers import fill_nan
 from simmim_scale.objectives.heads import HEADS
 from simmim_scale.objectives.lookup import lookup
 from simmim_scale.objectives.masked_loss import masked_l1_sums
@@ -21,6 +22,7 @@ from simmim_scale.objectives.pixels import PixelNorm, check_image, flip_where, m
 from simmim_scale.objectives.targets import TARGETS
 
 MASK_TOKEN_STD = 0.02  # R
+BACKBONE_API = ("embed", "encode", "stride", "patch_size", "embed_dim", "num_features")
 
 
 class MaskToken(nn.Module):
@@ -29,9 +31,10 @@ class MaskToken(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.token = nn.Parameter(torch.zeros(width))
+        fill_nan(self)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        draw_trunc_normal(self.token, std=MASK_TOKEN_STD, generator=generator)
+        assign(self.token, trunc_normal(MASK_TOKEN_STD), generator)
 
     def forward(self, tokens: Float[Tensor, "b th tw d"], mask: Bool[Tensor, "b th tw"]) -> Float[Tensor, "b th tw d"]:
         """Put the mask token where the mask is True."""
@@ -70,7 +73,8 @@ class SimMIM(nn.Module):
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Set every parameter from `generator` (a CPU generator): the same seed gives the same weights under any engine."""
-        self.backbone.init_weights(generator)
+        if hasattr(self.backbone, "init_weights"):  # a backbone of one's own may initialise itself when it is built
+            self.backbone.init_weights(generator)
         self.mask_token.init_weights(generator)
         self.head.init_weights(generator)
 
@@ -159,13 +163,18 @@ def build_simmim(
         initialise: False leaves every parameter as constructed: to count it on the meta device, or to load weights.
 
     Raises:
-        ValueError: an unknown head or target, or a mean of the wrong length.
+        ValueError: an unknown head or target, a mean of the wrong length, or a backbone that lacks what SimMIM needs.
     """
     if not len(mean) == len(std) == model.in_chans:
         raise ValueError(
             f"data.mean and data.std: one value per input channel ({model.in_chans}), got {len(mean)} and {len(std)}."
         )
-    backbone = build_backbone(model, attention=attention, seed=None)
+    with torch.random.fork_rng(devices=[]):  # a backbone of one's own may draw its weights from the global generator
+        torch.manual_seed(seed)
+        backbone = build_backbone(model, attention=attention, seed=None)
+    missing = [name for name in BACKBONE_API if not hasattr(backbone, name)]
+    if missing:
+        raise ValueError(f"model.name: {model.name} builds a backbone without {', '.join(missing)}. Add what SimMIM calls.")
     target = lookup(TARGETS, objective.target, setting="objective.target")(
         in_chans=model.in_chans, norm_window=objective.norm_target_window
     )

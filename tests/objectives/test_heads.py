@@ -12,6 +12,7 @@ from simmim_scale.objectives.targets import TARGETS
 @pytest.mark.parametrize(("channels", "stride"), [(3, 32), (1, 8), (5, 2)])
 def test_linear_head_is_a_1x1_convolution_and_a_pixel_shuffle(channels, stride):
     head = LinearHead(num_features=6, stride=stride, channels=channels)
+    head.init_weights(torch.Generator().manual_seed(0))
     features = torch.randn(2, 3, 4, 6)
     convolved = F.conv2d(features.permute(0, 3, 1, 2), head.proj.weight[:, :, None, None], head.proj.bias)
     torch.testing.assert_close(head(features), F.pixel_shuffle(convolved, stride))
