@@ -3,12 +3,10 @@
 `build` is what `TASKS` names; the loop asks the task for a module, a training loader and a validation.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from simmim_scale.config.plan import Plan
@@ -16,6 +14,7 @@ from simmim_scale.config.schema import Config
 from simmim_scale.data.loader import TrainingLoader, ValidationLoader, build_training_loader, build_validation_loader
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.objectives.simmim import SimMIM, build_simmim
+from simmim_scale.reports.reconstructions import gallery_path
 from simmim_scale.tasks.pretrain_evaluators import Gallery, MaskedLoss, MeanColourLoss
 
 
@@ -57,7 +56,7 @@ class PretrainTask:
             attention=config.kernels.window_attention,
         )
 
-    def training_loader(self, plan: Plan, *, rank: int, start_step: int, quarantine: Path) -> TrainingLoader:
+    def training_loader(self, plan: Plan, *, rank: int, start_step: int, quarantine: Path, pin_memory: bool) -> TrainingLoader:
         """This rank's micro-batches from the step after `start_step` finished ones."""
         config = self.config
         return build_training_loader(
@@ -74,14 +73,15 @@ class PretrainTask:
             world_size=plan.world_size,
             start_position=plan.position_at(start_step),
             quarantine=quarantine,
+            pin_memory=pin_memory,
         )
 
-    def validation(self, plan: Plan, *, rank: int, module: nn.Module, gallery: Path, quarantine: Path) -> "PretrainValidation | None":
+    def validation(self, plan: Plan, *, rank: int, module: nn.Module, run_dir: Path) -> "PretrainValidation | None":
         """What to validate with, or None where the configuration names no held-out samples."""
         if self.validation_index is None:
             return None
         return PretrainValidation(
-            config=self.config, index=self.validation_index, plan=plan, rank=rank, module=module, gallery=gallery, quarantine=quarantine
+            config=self.config, index=self.validation_index, plan=plan, rank=rank, module=module, run_dir=run_dir
         )
 
 
@@ -94,44 +94,26 @@ class PretrainValidation:
     plan: Plan
     rank: int
     module: nn.Module
-    gallery: Path
-    quarantine: Path
+    run_dir: Path
 
-    @property
-    def num_samples(self) -> int:
-        return min(len(self.index), self.config.validation.samples or len(self.index))
-
-    @contextmanager
-    def batches(self) -> Iterator[ValidationLoader]:
+    def batches(self) -> ValidationLoader:
         config = self.config
-        loader = build_validation_loader(
+        return build_validation_loader(
             self.index,
             data=config.data,
             mask=config.mask,
             image_size=config.model.image_size,
             in_chans=config.model.in_chans,
             seed=config.seed,
-            samples=self.num_samples,
+            samples=config.validation.samples,
             micro_batch=config.validation.micro_batch or self.plan.micro_batch,
             rank=self.rank,
             world_size=self.plan.world_size,
-            quarantine=self.quarantine,
+            quarantine=self.run_dir / "quarantine",
         )
-        try:
-            yield loader
-        finally:
-            loader.close()
 
-    def evaluators(self, step: int) -> Sequence["MaskedLoss | MeanColourLoss | Gallery"]:
+    def evaluators(self, step: int) -> Sequence[MaskedLoss | MeanColourLoss | Gallery]:
         evaluators: list[MaskedLoss | MeanColourLoss | Gallery] = [MaskedLoss(), MeanColourLoss(self.module)]
         if self.config.validation.gallery:
-            chosen = spread(self.config.validation.gallery, self.num_samples)
-            evaluators.append(Gallery(self.module, chosen=chosen, path=self.gallery / f"step_{step:08d}.png"))
+            evaluators.append(Gallery(self.module, count=self.config.validation.gallery, path=gallery_path(self.run_dir, step)))
         return evaluators
-
-
-def spread(count: int, total: int) -> frozenset[int]:
-    """`count` sample ids spread evenly over `total`, so that pictures come from many classes."""
-    return frozenset(int(index) for index in np.linspace(0, total - 1, min(count, total)).round())
-
-

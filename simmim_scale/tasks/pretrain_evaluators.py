@@ -73,37 +73,38 @@ class MeanColourLoss(_MeanPerSample):
 
 
 class Gallery:
-    """Draws original, masked image and prediction of chosen samples into one picture.
+    """Draws original, masked image and prediction of the first rows of the validation into one picture.
+
+    Their order is a random choice of the seed, so they come from all classes and are the same at every validation.
 
     Args:
         module: the trained module, for its mapping back to pixels.
-        chosen: ids of the samples to draw.
+        count: how many rows to draw.
         path: PNG to write.
     """
 
-    def __init__(self, module: SimMIM, *, chosen: frozenset[int], path: Path) -> None:
-        self.module, self.chosen, self.path = module, chosen, path
+    def __init__(self, module: SimMIM, *, count: int, path: Path) -> None:
+        self.module, self.count, self.path = module, count, path
         self._rows: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def update(self, batch: Batch, outputs: Batch) -> None:
-        ids, valid = batch["sample"].tolist(), batch["valid"].tolist()
-        wanted = [row for row, sample in enumerate(ids) if valid[row] and sample in self.chosen]
+        positions, valid = batch["position"].tolist(), batch["valid"].tolist()
+        wanted = [row for row, position in enumerate(positions) if valid[row] and position < self.count]
         if not wanted:
             return
         image, mask = self.module.prepare({name: value[wanted] for name, value in batch.items()})
         predicted = self.module.target.to_pixels(outputs["prediction"][wanted], image)
         originals, predictions = (_to_uint8(self.module, pixels) for pixels in (image, predicted))
         for row, original, prediction, hidden in zip(wanted, originals, predictions, mask.cpu().numpy(), strict=True):
-            self._rows[ids[row]] = (original, hide(original, hidden), fill_hidden(original, prediction, hidden))
+            self._rows[positions[row]] = (original, hide(original, hidden), fill_hidden(original, prediction, hidden))
 
     def state(self) -> dict[int, Any]:
         return self._rows
 
     def result(self, states: Sequence[dict[int, Any]]) -> dict[str, float]:
-        rows = {sample: row for state in states for sample, row in state.items()}
+        rows = {position: row for state in states for position, row in state.items()}
         if rows:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_picture(draw_reconstructions([rows[sample] for sample in sorted(rows)]), self.path)
+            save_picture(draw_reconstructions([rows[position] for position in sorted(rows)]), self.path)
         return {}
 
 

@@ -6,7 +6,6 @@ A record is written before the save that covers it, so after a resume the log is
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from simmim_scale.engine.checkpoint import RunStateStore
 from simmim_scale.engine.engine import Engine, StepResult
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.reports.records import StepRecord
-from simmim_scale.reports.sinks import Sink
+from simmim_scale.reports.sinks import Sinks
 from simmim_scale.reports.throughput import Throughput
 from simmim_scale.train.evaluate import Evaluator, evaluate
 from simmim_scale.train.stop import StopRequest
@@ -43,7 +42,7 @@ class TrainingLoader(Protocol):
 class Validation(Protocol):
     """What a task validates with: the same batches every time, and fresh evaluators."""
 
-    def batches(self) -> AbstractContextManager[Iterable[Batch]]: ...
+    def batches(self) -> Iterable[Batch]: ...
     def evaluators(self, step: int) -> Sequence[Evaluator]: ...
 
 
@@ -79,7 +78,7 @@ class Loop:
     validate: Cadence
     save: Cadence
     store: RunStateStore
-    sinks: Sequence[Sink]
+    sinks: Sinks
     meter: Throughput
     stop: StopRequest
     facts: Mapping[str, Any]
@@ -98,7 +97,7 @@ def fit(loop: Loop) -> Outcome:
             micro_batches = [next(batches) for _ in range(loop.plan.accumulation)]
         result = loop.engine.train_step([_to_device(batch, loop.runtime) for batch in micro_batches])
         record = _measure(loop, result)
-        _write(loop, record)
+        loop.sinks.write_step(record)
         stopping = loop.runtime.any_rank(loop.stop.received is not None)
         if loop.save.due(result.step) or stopping:
             save_run_state(loop)
@@ -109,16 +108,18 @@ def fit(loop: Loop) -> Outcome:
 
 def save_run_state(loop: Loop) -> None:
     """A complete, atomic save of the current step."""
+    step = loop.engine.step
+    facts = {**loop.facts, "position": loop.plan.position_at(step), "world_size": loop.runtime.world_size}
     with loop.meter.paused():
-        loop.store.save(loop.engine, client_state={**loop.facts, "position": loop.plan.position_at(loop.engine.step)})
+        loop.store.save(loop.engine, client_state=facts)
 
 
 def _measure(loop: Loop, result: StepResult) -> StepRecord:
     reading = loop.meter.step()
     validation = None
     if loop.validation is not None and loop.validate.due(result.step):
-        with loop.meter.paused(), loop.validation.batches() as batches:
-            validation = evaluate(loop.engine, batches, loop.validation.evaluators(result.step), loop.runtime)
+        with loop.meter.paused():
+            validation = evaluate(loop.engine, loop.validation.batches(), loop.validation.evaluators(result.step), loop.runtime)
     return StepRecord(
         step=result.step,
         epoch=loop.plan.epoch_at(result.step),
@@ -135,12 +136,6 @@ def _measure(loop: Loop, result: StepResult) -> StepRecord:
         nonfinite_source=result.nonfinite_source,
         validation=validation or None,
     )
-
-
-def _write(loop: Loop, record: StepRecord) -> None:
-    if loop.runtime.is_main:
-        for sink in loop.sinks:
-            sink.write_step(record)
 
 
 def _to_device(batch: Batch, runtime: Runtime) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """RUN_DIR: what lies where in it, and which configuration it belongs to.
 
-    config.yaml  environment.json  metrics.jsonl  quarantine*.jsonl      written while training
+    config.yaml  environment.json  metrics.jsonl  quarantine/          written while training
     checkpoints/                                                         run state, for resuming
     gallery/  reconstructions.png  report.html                           to look at
     weights/                                                             portable weights, for everything else
