@@ -75,7 +75,7 @@ def _loss_chart(records: Sequence[Mapping[str, Any]]) -> Chart:
     if _has(records, "val_loss"):
         curves.append(Curve(steps, _column(records, "val_loss"), "validation", ORANGE, marked=True))
     baseline = _last(records, "val_baseline")
-    note = "Masked L1; lower is better."
+    note = "Lower is better."
     if baseline is not None:
         note += (
             " The dashed line is what predicting the mean colour of each image's visible pixels would cost on the validation set."

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from PIL import Image
 from rich.console import Console, Group
+from rich.highlighter import NullHighlighter
 from rich.live import Live
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -277,7 +278,9 @@ def configure_logging(terminal: Terminal, *, level: int = logging.INFO) -> None:
     Call it once per process, with the terminal that `make_sinks` gets.
     """
     if terminal.interactive:
-        handler: logging.Handler = RichHandler(console=terminal.console, show_path=False, markup=False)
+        handler: logging.Handler = RichHandler(
+            console=terminal.console, show_path=False, markup=False, highlighter=NullHighlighter()
+        )
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
     else:
         handler = logging.StreamHandler(terminal.stream)  # type: ignore[arg-type]

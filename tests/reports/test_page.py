@@ -1,0 +1,160 @@
+"""The report: one file, nothing from elsewhere, nothing unescaped, and readable at any stage of a run."""
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simmim_scale.config.schema import ReportConfig
+from simmim_scale.reports.page import MAX_GALLERY, summarise, write_report
+from simmim_scale.reports.reconstructions import draw_reconstructions, gallery_path, save_picture
+from simmim_scale.reports.records import OpRow, RunHeader, StepRecord
+from simmim_scale.reports.sinks import make_sinks, read_metrics
+from simmim_scale.reports.terminal import Terminal
+
+ATTACK = "<script>alert('&')</script>"
+
+
+class _Outline(HTMLParser):
+    """Tags, their balance, and every attribute that could fetch something."""
+
+    VOID = frozenset({"meta", "img", "input", "link", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.count: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.sources += [
+            value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "action", "data", "srcset")
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def write_run(run_dir: Path, *, steps: int = 40, pictures: int = 3, fp16: bool = False) -> None:
+    header = RunHeader(
+        run_dir="runs/a", command=f"simmim pretrain {ATTACK}", device="cpu, 2 threads", world_size=2, versions={"torch": ATTACK},
+        ops=(OpRow(op="window_attention", implementation="reference", reason=ATTACK),), plan={f"steps {ATTACK}": steps},
+    )  # fmt: skip
+    (run_dir / "config.yaml").write_text(f"seed: 0\nnote: {ATTACK}\n")
+    with make_sinks(ReportConfig(), run_dir, total_steps=steps, terminal=Terminal((run_dir / "log.txt").open("w"))) as sinks:
+        sinks.write_header(header)
+        for step in range(1, steps + 1):
+            sinks.write_step(
+                StepRecord(
+                    step=step,
+                    epoch=step / 10,
+                    loss=math.nan if step == 5 else 1 / step,
+                    lr=1e-3,
+                    grad_norm=1.0,
+                    images_per_second=100.0,
+                    data_wait=0.1,
+                    seconds=2.0,
+                    memory_bytes=2**30,
+                    loss_scale=1024.0 if fp16 else None,
+                    skipped=step == 5,
+                    nonfinite_source=ATTACK if step == 5 else None,
+                    validation={"val_loss": 0.5 - step / 1000, "val_baseline": 1.0} if step % 10 == 0 else None,
+                )
+            )
+    rng = np.random.default_rng(0)
+    for index in range(pictures):
+        rows = [tuple(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(3))]
+        save_picture(draw_reconstructions(rows), gallery_path(run_dir, 10 * (index + 1)))
+    if pictures:
+        save_picture(draw_reconstructions(rows), run_dir / "reconstructions.png")
+
+
+def outline(path: Path) -> _Outline:
+    parsed = _Outline()
+    parsed.feed(path.read_text(encoding="utf-8"))
+    parsed.close()
+    assert parsed.open == []
+    return parsed
+
+
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    page = write_report(tmp_path)
+    assert page == tmp_path / "report.html"
+    text, parsed = page.read_text(encoding="utf-8"), outline(page)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert "url(" not in re.sub(r"url\(#", "", text)
+    assert all(source.startswith(("data:image/webp;base64,", "#")) for source in parsed.sources)
+    assert ATTACK not in text
+    assert "&lt;script&gt;alert" in text
+    assert parsed.count["script"] == 1
+    assert parsed.count["img"] == 4
+    assert parsed.count["svg"] == 6  # loss twice (for desk and phone), learning rate, images/s, gradient norm, data wait
+
+
+def test_page_shows_the_numbers(tmp_path: Path) -> None:
+    write_run(tmp_path, fp16=True)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    for fact in (
+        "54% below mean colour",
+        "step 30, validation loss 0.4700",
+        "1:20",
+        "Loss scale",
+        "Skipped steps",
+        "mean colour",
+    ):
+        assert fact in text, fact
+
+
+def test_long_gallery_is_thinned_with_its_ends(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=10, pictures=20)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    captions = re.findall(r"<figcaption>step (\d+)", text)
+    assert len(captions) == MAX_GALLERY
+    assert captions[0] == "10"
+    assert captions[-1] == "200"
+
+
+def test_run_that_has_barely_begun(tmp_path: Path) -> None:
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "No step has been trained yet" in text
+    assert "<script" not in text
+    write_run(tmp_path, steps=1, pictures=0)
+    outline(write_report(tmp_path))
+
+
+def test_missing_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run directory"):
+        write_report(tmp_path / "none")
+
+
+def test_summary_of_a_run_without_validation(tmp_path: Path) -> None:
+    labels = {tile.label: tile for tile in summarise([{"step": 1, "epoch": 0.1, "loss": None, "lr": 0.1, "grad_norm": None}])}
+    assert labels["Training loss"].value == "nan"
+    assert "Validation loss" not in labels
+    assert summarise([]) == []
+
+
+def test_best_validation_is_named_when_it_is_not_the_last(tmp_path: Path) -> None:
+    records = [{"step": step, "epoch": 0.0, "loss": 1.0, "val_loss": loss} for step, loss in ((1, 0.5), (2, 0.4), (3, 0.45))]
+    tiles = {tile.label: tile for tile in summarise(records)}
+    assert tiles["Validation loss"].value == "0.4500"
+    assert tiles["Best validation"].note == "at step 2"
+
+
+def test_page_reads_what_the_sinks_write(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 41))
