@@ -104,7 +104,7 @@ def _orientation(image: Image.Image, data: bytes | memoryview) -> int:
         return jpeg_orientation(data)
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # as above: the parser raises nearly anything
+    except Exception:  # noqa: BLE001 - as above, the parser raises nearly anything
         return 1
     return value if value in range(1, 9) else 1
 

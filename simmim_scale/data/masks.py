@@ -109,12 +109,16 @@ def _hide(rng: np.random.Generator, mask: np.ndarray, height: int, width: int) -
 
 
 def _grow(rng: np.random.Generator, mask: np.ndarray, count: int) -> np.ndarray:
-    """Hides random visible cells that touch a hidden one by a side, until `count` are hidden."""
+    """Hides visible cells at the border of the hidden region until `count` are hidden.
+
+    Each time a random one of those with the most hidden neighbours, so that sides fill up row by row and it stays compact.
+    """
     if not mask.any():
         _hide(rng, mask, 1, 1)
     for _ in range(count - int(mask.sum())):
-        padded = np.pad(mask, 1)
-        touching = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-        border = np.flatnonzero(touching & ~mask)
+        padded = np.pad(mask, 1).astype(np.int8)
+        neighbours = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+        neighbours[mask] = -1
+        border = np.flatnonzero(neighbours == neighbours.max())
         mask.reshape(-1)[border[int(rng.random() * len(border))]] = True
     return mask

@@ -1,0 +1,166 @@
+"""Every kind of image file that a large collection holds, against PIL or arithmetic."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from simmim_scale.data import decode as decode_module
+from simmim_scale.data.decode import DecodeError, decode_image, jpeg_orientation
+
+
+def save(image: Image.Image, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def from_pil(data: bytes, mode: str = "RGB") -> np.ndarray:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert(mode))
+
+
+@pytest.fixture
+def pixels(make_picture):
+    return make_picture(0, height=37, width=51)
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 75, "subsampling": 0}, {"progressive": True}])
+def test_jpeg_pixels_are_those_of_pil(pixels, options):
+    data = save(Image.fromarray(pixels), "JPEG", **options)
+    image = decode_image(data)
+    assert image.flags.c_contiguous
+    assert np.array_equal(image, from_pil(data))
+
+
+def test_a_view_into_a_map_is_decoded(pixels, make_file):
+    data = make_file(pixels)
+    padded = memoryview(b"x" * 100 + data + b"y" * 50)[100:-50]
+    assert np.array_equal(decode_image(padded), decode_image(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("in_chans", "mode"), [(3, "RGB"), (1, "L")])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_is_applied(pixels, orientation, in_chans, mode, format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey = Image.fromarray(pixels).convert("L").convert("RGB")  # so that luma is the same however it is computed
+    data = save(grey, format, exif=exif)
+    expected = from_pil(data, mode)
+    assert expected.shape[:2] == ((51, 37) if orientation >= 5 else (37, 51))
+    difference = decode_image(data, in_chans=in_chans).reshape(expected.shape).astype(int) - expected
+    assert np.abs(difference).max() <= (1 if format == "JPEG" and in_chans == 1 else 0)
+
+
+def test_orientation_comes_from_either_byte_order_and_nonsense_means_upright(pixels, make_file):
+    plain = make_file(pixels)
+
+    def with_exif(tiff: bytes) -> bytes:
+        payload = b"Exif\0\0" + tiff
+        return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + plain[2:]
+
+    little = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    big = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 8, 0, 0)
+    assert jpeg_orientation(with_exif(little)) == 6
+    assert jpeg_orientation(with_exif(big)) == 8
+    for nonsense in (
+        b"",
+        b"II",
+        b"XX*\0\x08\0\0\0",
+        little[:14],
+        little.replace(b"\x06\0\0\0", b"\x63\0\0\0"),
+        b"II*\0\xff\xff\xff\xff",
+    ):
+        assert jpeg_orientation(with_exif(nonsense)) == 1
+        assert np.array_equal(decode_image(with_exif(nonsense)), decode_image(plain))
+    assert jpeg_orientation(plain) == 1
+    assert jpeg_orientation(b"\xff\xd8\xff") == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_every_colour_mode_becomes_what_the_model_takes(pixels, mode, in_chans):
+    image = Image.fromarray(pixels).convert("RGBA" if mode == "LA" else "RGB").convert(mode)
+    data = save(image, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG")
+    decoded = decode_image(data, in_chans=in_chans)
+    assert decoded.shape == (37, 51, in_chans)
+    assert decoded.dtype == np.uint8
+    expected = from_pil(data, "L" if in_chans == 1 else "RGB").reshape(decoded.shape)
+    # YCbCr JPEG: luma is taken as stored, where PIL goes through RGB.
+    assert np.abs(decoded.astype(int) - expected).max() <= (12 if mode == "YCbCr" and in_chans == 1 else 0)
+
+
+def test_grey_jpeg_becomes_three_equal_channels(pixels):
+    data = save(Image.fromarray(pixels).convert("L"), "JPEG")
+    decoded = decode_image(data)
+    assert np.array_equal(decoded, from_pil(data))
+    assert np.array_equal(decoded[..., 0], decoded[..., 2])
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_levels_are_scaled(format):
+    levels = (np.arange(40 * 50, dtype=np.uint32).reshape(40, 50) * 32).astype(np.uint16)
+    data = save(Image.fromarray(levels), format)
+    assert np.array_equal(decode_image(data, in_chans=1)[..., 0], (levels >> 8).astype(np.uint8))
+    assert np.array_equal(decode_image(data)[..., 1], (levels >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_the_content_decides_not_the_name(pixels, format, make_file):
+    # ImageNet has a PNG that is named JPEG; nothing here looks at names.
+    data = save(Image.fromarray(pixels), format, **({"lossless": True} if format == "WEBP" else {}))
+    assert np.array_equal(decode_image(data), from_pil(data))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"not an image at all",
+        lambda data: data[:2],
+        lambda data: data[:100],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"\xff\xd8" + bytes(500),
+        lambda data: b"<html>404</html>" + data,
+    ],
+    ids=["empty", "text", "two bytes", "header", "half", "zeros", "html"],
+)
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_damaged_files_are_decode_errors(pixels, damage, format):
+    data = save(Image.fromarray(pixels), format)
+    with pytest.raises(DecodeError) as caught:
+        decode_image(damage(data))
+    assert "0x" not in str(caught.value)  # addresses would make every message different
+
+
+def test_recoverable_damage_is_left_to_pil(pixels, make_file):
+    # Bytes between segments: a warning of the strict decoder.
+    data = make_file(pixels)
+    at = data.index(b"\xff\xdb")
+    damaged = data[:at] + b"\0\0\0" + data[at:]
+    try:
+        expected = from_pil(damaged)
+    except OSError:
+        pytest.skip("this PIL refuses the file")
+    assert np.array_equal(decode_image(damaged), expected)
+
+
+def test_floating_point_pixels_are_refused():
+    data = save(Image.fromarray(np.zeros((4, 4), dtype=np.float32)), "TIFF")
+    with pytest.raises(DecodeError, match="no known range"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_huge_images_are_refused_before_they_are_decoded(pixels, format, monkeypatch):
+    data = save(Image.fromarray(pixels), format)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 37 * 51 - 1)
+    with pytest.raises(DecodeError, match="51x37 pixels are more than 1,886"):
+        decode_image(data)
+
+
+def test_other_channel_counts_are_an_error(make_file, pixels):
+    with pytest.raises(ValueError, match=r"model\.in_chans: .*got 4"):
+        decode_image(make_file(pixels), in_chans=4)
