@@ -2,7 +2,8 @@
 
 One behaviour, on purpose:
 - JPEG goes to libjpeg-turbo in strict mode, with the exact DCT and smooth chroma upsampling (the same pixels as PIL, faster).
-  What it refuses (CMYK, recoverable damage) and every other format goes to PIL. What PIL refuses is a `DecodeError`.
+  What it refuses (recoverable damage, rare colour spaces) and every other format goes to PIL; what that refuses is a
+  `DecodeError`.
 - The EXIF orientation is applied: people and trees stand upright, as in every image viewer.
 - Transparency is dropped, palettes are resolved, and 16-bit values are divided by 256.
 - One channel means luma (ITU-R 601), whatever the file had.
@@ -87,7 +88,7 @@ def _decode_any(data: bytes | memoryview, in_chans: int) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             _check_pixels(*image.size)
             image.load()
-            pixels = np.asarray(_eight_bit(image).convert(COLOUR_SPACES[in_chans][1]))
+            pixels = np.array(_eight_bit(image).convert(COLOUR_SPACES[in_chans][1]))
             orientation = _orientation(image, data)
     except (DecodeError, MemoryError):
         raise

@@ -75,8 +75,8 @@ def resize_crop(
     Returns:
         Pixels; channels lie last in memory where there are 3, which is what makes it fast.
     """
-    cut = image[None, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    # A contiguous (1, h, w, c) array seen as (1, c, h, w) takes torch's channels-last kernel for bytes and leaves through it too:
-    # measured 0.16 ms for 330x440 -> 192x192, against 0.32 ms from a strided view.
-    pixels = torch.from_numpy(np.ascontiguousarray(cut)).permute(0, 3, 1, 2)
+    cut = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    # Contiguous (h, w, c), then an axis added by torch (numpy's would have stride 0): this takes torch's channels-last kernel for
+    # bytes, and leaves through it. Measured 0.16 ms for 330x440 -> 192x192, against 0.32 ms from a strided view.
+    pixels = torch.from_numpy(np.require(cut, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
     return interpolate(pixels, size, mode=interpolation, antialias=True)[0]
