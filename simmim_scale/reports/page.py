@@ -1,7 +1,7 @@
 """RUN_DIR/report.html: one file that shows a run, readable without network, on a phone and on a desk.
 
-`write_report` reads what the run wrote (metrics.jsonl, environment.json, config.yaml, gallery/, reconstructions.png); what is
-missing is left out, so it can be called at any time.
+`write_report` reads what the run wrote: metrics.jsonl, environment.json, config.yaml, gallery/, quarantine/, reconstructions.png;
+what is missing is left out, so it can be called at any time.
 """
 
 import base64
@@ -25,6 +25,7 @@ from simmim_scale.reports.terminal import format_count, format_duration
 
 REPORT_FILE = "report.html"
 CONFIG_FILE = "config.yaml"
+QUARANTINE_FOLDER = "quarantine"
 RECONSTRUCTIONS_FILE = "reconstructions.png"
 MAX_GALLERY = 16  # pictures over training, evenly chosen; each is about 0.1-0.3 MB of the page
 MAX_EVENTS = 20
@@ -193,6 +194,19 @@ def _gallery(run_dir: Path, records: Sequence[Mapping[str, Any]]) -> list[Galler
     return pictures
 
 
+def _replaced_images(run_dir: Path) -> list[dict[str, Any]]:
+    """Images that could not be decoded, each once, from the lists of all ranks; lines that a crash cut off are left out."""
+    images: dict[str, dict[str, Any]] = {}
+    for path in sorted((run_dir / QUARANTINE_FOLDER).glob("**/*.jsonl")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                images.setdefault(str(entry["name"]), {"name": entry["name"], "cause": entry["cause"]})
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+    return [images[name] for name in sorted(images)]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -216,6 +230,8 @@ def _page_facts(run_dir: Path) -> dict[str, Any]:
         "gallery": _gallery(run_dir, records),
         "validation_names": names,
         "validation_rows": rows,
+        "replaced": _replaced_images(run_dir),
+        "max_events": MAX_EVENTS,
         "skipped": [record for record in records if record.get("skipped")][-MAX_EVENTS:][::-1],
         "config": _read_text(run_dir / CONFIG_FILE),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -15,7 +15,7 @@ from simmim_scale.reports.atomic_write import replace_file
 DEFAULT_TITLES = ("original", "masked", "prediction")
 MASK_COLOUR = (205, 205, 210)
 PAPER, INK = (255, 255, 255), (60, 64, 72)
-GUTTER, GROUP_GUTTER, MARGIN, TITLE_HEIGHT, TITLE_SIZE = 4, 20, 12, 26, 15
+GUTTER, GROUP_GUTTER, MARGIN, TITLE_HEIGHT, TITLE_SIZE = 4, 20, 12, 28, 17
 SMALLEST_SIDE = 160  # smaller pictures are enlarged by a whole factor, so that a person sees something
 
 

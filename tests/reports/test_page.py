@@ -1,5 +1,6 @@
 """The report: one file, nothing from elsewhere, nothing unescaped, and readable at any stage of a run."""
 
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -134,6 +135,18 @@ def test_run_that_has_barely_begun(tmp_path: Path) -> None:
     assert "<script" not in text
     write_run(tmp_path, steps=1, pictures=0)
     outline(write_report(tmp_path))
+
+
+def test_replaced_images_are_listed_once(tmp_path: Path) -> None:
+    folder = tmp_path / "quarantine"
+    folder.mkdir()
+    entry = {"sample": 3, "name": ATTACK, "cause": "truncated", "replacement": 5}
+    for rank in (0, 1):
+        (folder / f"rank-{rank:05d}.jsonl").write_text(json.dumps(entry) + '\n{"sample": 4, "na')
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "could not be decoded: 1<" in text
+    assert text.count("(truncated)") == 1
+    assert ATTACK not in text
 
 
 def test_missing_directory_is_an_error(tmp_path: Path) -> None:
