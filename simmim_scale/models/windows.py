@@ -1,7 +1,7 @@
 """Window geometry and relative positions: which window a stage uses at a size, and the tables its position bias is made from.
 
-Tables are computed by numpy (zero.Init patches torch's constructors) and kept per device in a plain object: constants, no buffers,
-so no cast of the model can touch them and no checkpoint holds them.
+Tables are computed by numpy (zero.Init patches torch's constructors) and kept per device in a plain object: constants and no
+buffers, so no cast of the model can touch them and no checkpoint holds them.
 """
 
 from dataclasses import dataclass

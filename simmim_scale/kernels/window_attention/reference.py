@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -62,9 +61,18 @@ def _logits(q: Tensor, k: Tensor, logit_scale: Tensor | None, wide: torch.dtype)
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(wide)
     # The norms are taken in `wide`: in fp16 a sum of squares overflows at |q| > 256 and underflows near zero.
     scale = logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp()[:, None, None]
-    unit_q = F.normalize(q.to(wide), dim=-1, eps=NORM_EPS)
-    unit_k = F.normalize(k.to(wide), dim=-1, eps=NORM_EPS)
-    return (unit_q.to(q.dtype) @ unit_k.to(k.dtype).transpose(-2, -1)).to(wide) * scale
+    unit_q, unit_k = _unit(q.to(wide)).to(q.dtype), _unit(k.to(wide)).to(k.dtype)
+    return (unit_q @ unit_k.transpose(-2, -1)).to(wide) * scale
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1, as `torch.nn.functional.normalize`, but zero vectors get a gradient of 0 instead of 1e12 times theirs.
+
+    Padded tokens have k = 0 exactly. The huge gradient would meet their zero input in the weight's gradient and vanish in fp32, but
+    overflow to infinity and then NaN in fp16.
+    """
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors * torch.where(norm > 0, norm.clamp(min=NORM_EPS).reciprocal(), 0.0)
 
 
 def _merge(attended: Tensor, batch: int, height: int, width: int, window: tuple[int, int]) -> Tensor:
