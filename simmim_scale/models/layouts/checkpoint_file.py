@@ -1,0 +1,84 @@
+"""Opening a checkpoint from elsewhere without running code that is in it: weights_only loading, or safetensors."""
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from simmim_scale.models.layouts.records import CheckpointFile
+
+STATE_KEYS = ("model", "state_dict")  # where checkpoints keep the tensors, besides the top level
+
+
+class StoredSettings(dict):
+    """Stands in for the configuration class of the published training programs (yacs), whose files keep one beside the tensors.
+
+    It is a plain dictionary: loading runs no code of the file, and the package is not needed.
+    """
+
+
+def _harmless() -> list[tuple[Callable[..., Any] | type, str]]:
+    """Classes that published checkpoints hold besides tensors: settings, and numpy numbers (accuracies). None of them can run
+    code."""
+    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
+    numbers = [(getattr(np.dtypes, name), f"numpy.dtypes.{name}") for name in ("Float64DType", "Float32DType", "Int64DType")]
+    return [
+        (StoredSettings, "yacs.config.CfgNode"),
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        (np.dtype, "numpy.dtype"),
+        *numbers,
+    ]
+
+
+def read_checkpoint(path: str | Path) -> CheckpointFile:
+    """Read a .pth, .pt or .safetensors file onto the CPU.
+
+    Raises:
+        ValueError: no such file, damaged, no tensors in it, or objects in it that cannot be loaded safely.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint: no file {path}. Give the path of a downloaded checkpoint.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}, expected a dictionary of tensors.")
+    inner = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), Mapping)), content)
+    state = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(
+            f"checkpoint: no tensors in {path}; its keys are {sorted(map(str, content))[:8]}. Expected 'model' or tensors."
+        )
+    settings = content.get("config")
+    return CheckpointFile(path=path, state=state, settings=settings if isinstance(settings, Mapping) else {})
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint: {path} is truncated or no safetensors file ({error}). Download it again.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            # Mapped, so that optimizer states beside the model are never read; only files in the zip format can be.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        cause = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
+        raise ValueError(
+            f"checkpoint: {path} is damaged, or holds more than tensors and is not loaded for safety: {cause[:300]}"
+            " Save its state dict alone with a program you trust."
+        ) from error
+    except (EOFError, RuntimeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"checkpoint: {path} is truncated or no PyTorch file ({str(error)[:300]}). Download it again."
+        ) from error
