@@ -142,7 +142,7 @@ class Engine:
         skipped = bool(getattr(self._wrapped.optimizer, "overflow", False))
         self.step += 1
         source = self._account(skipped, loss, batches, losses, scale)
-        return StepResult(self.step, loss, lr, self._grad_norm(skipped), skipped, source, scale, self._guard.total)
+        return StepResult(self.step, loss, lr, self._grad_norm(skipped, scale), skipped, source, scale, self._guard.total)
 
     def evaluate_step(self, batch: Batch) -> dict[str, Tensor]:
         """The module's outputs for a batch, in eval mode and without gradients. Every rank calls it equally often."""
@@ -234,9 +234,11 @@ class Engine:
             return names[0]
         return "gradients" if not self.runtime.any_rank(bool(bad)) else "loss"
 
-    def _grad_norm(self, skipped: bool) -> float:
+    def _grad_norm(self, skipped: bool, scale: float | None) -> float:
         norm = self._wrapped.get_global_grad_norm()
-        return math.inf if skipped or norm is None else float(norm)
+        if skipped or norm is None:
+            return math.inf
+        return float(norm) / (scale if self._scaler and self._scaler.by_hand else 1.0)
 
 
 class LossScale:
@@ -244,9 +246,9 @@ class LossScale:
 
     def __init__(self, wrapped: Any, config: EngineConfig) -> None:
         self._optimizer = wrapped.optimizer
-        # Stage 0's wrapper divides gradients by the scale but nobody multiplies the loss by it (DeepSpeed 0.19.8:
-        # engine.backward scales for ZeRO optimizers only).
-        self._by_hand = config.zero_stage == 0
+        # Stage 0's wrapper divides gradients by the scale, but nobody multiplies the loss by it (DeepSpeed 0.19.8:
+        # engine.backward scales for ZeRO optimizers only), and the norm that it reports is the scaled one.
+        self.by_hand = config.zero_stage == 0
         scaler = getattr(self._optimizer, "loss_scaler", None)
         if scaler is not None:
             scaler.raise_error_at_min_scale = False  # a bare Exception without advice; the guard raises ours
@@ -256,7 +258,7 @@ class LossScale:
         return float(self._optimizer.loss_scale)
 
     def scale(self, loss: Tensor) -> Tensor:
-        return loss * self.value if self._by_hand else loss
+        return loss * self.value if self.by_hand else loss
 
 
 def _check_batch(micro_batch: int, accumulation: int, global_batch: int, world_size: int) -> None:
