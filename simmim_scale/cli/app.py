@@ -74,14 +74,21 @@ def import_weights(
     file: Annotated[Path, typer.Argument(help="Checkpoint file, for example a .pth of microsoft/SimMIM.")],
     out: Annotated[Path, typer.Option(help="Directory to write portable weights to.")],
     layout: Annotated[str, typer.Option(help="Whose names the file uses.")] = "microsoft",
-    window: Annotated[int | None, typer.Option(help="Window size in tokens, where the file does not tell it.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Input size in pixels, where the file does not tell it.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Window size in tokens, where the file does not tell it.")] = None,
+    pretrained_windows: Annotated[
+        str | None, typer.Option(help="Windows of pre-training, one per stage: 12,12,12,6. Where the file does not tell them.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels, where the file does not tell it.")] = None,
+    norm_target_window: Annotated[
+        int | None, typer.Option(help="Window of the normalised target; 0: plain pixels. Where the file does not tell it.")
+    ] = None,
 ) -> None:
     """Turn a published checkpoint into portable weights (safetensors + configuration)."""
-    from simmim_scale.cli.weights import import_and_report
+    from simmim_scale.cli.weights import import_and_report, make_hints
 
     with user_errors():
-        import_and_report(file, out, layout=layout, window=window, image_size=image_size, console=_out())
+        hints = make_hints(window, pretrained_windows, image_size, norm_target_window)
+        import_and_report(file, out, layout=layout, hints=hints, console=_out())
 
 
 @app.command()

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from simmim_scale.cli import exit_codes
 from simmim_scale.cli.describe import describe_model, plan_rows
@@ -67,7 +67,7 @@ def _train_here(config: Config, runtime: Runtime, stop: StopRequest) -> int:
         plan = make_plan(
             config.train, config.optimizer, config.schedule, num_samples=task.num_samples, world_size=runtime.world_size
         )
-        _on_main(runtime, lambda: _claim(directory, config))
+        lock = _on_main(runtime, lambda: _claim(directory, config))
         store = RunStateStore(directory.checkpoints, runtime, config.checkpoint)
         saved = store.newest()
         _check_samples(saved, task)
@@ -94,6 +94,8 @@ def _train_here(config: Config, runtime: Runtime, stop: StopRequest) -> int:
             return exit_codes.NONFINITE
         finally:
             engine.destroy()
+            if lock is not None:
+                lock.close()
     if outcome is Outcome.PREEMPTED:
         log.warning("%s: saved at step %d. Run the same command again to go on.", stop.received or "stop", engine.step)
         return exit_codes.PREEMPTED
@@ -123,9 +125,9 @@ def _on_main(runtime: Runtime, action: Callable[[], T]) -> T | None:
     return result
 
 
-def _claim(directory: RunDirectory, config: Config) -> None:
+def _claim(directory: RunDirectory, config: Config) -> IO[str]:
     directory.check(config)
-    directory.claim(config)
+    return directory.claim(config)
 
 
 def _check_samples(saved: SavedState | None, task: PretrainTask) -> None:

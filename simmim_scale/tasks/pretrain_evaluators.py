@@ -14,7 +14,8 @@ from torch import Tensor
 from simmim_scale.objectives.masked_loss import masked_l1_sums
 from simmim_scale.objectives.pixels import tokens_to_pixels
 from simmim_scale.objectives.simmim import SimMIM
-from simmim_scale.reports.reconstructions import draw_reconstructions, fill_hidden, hide, save_picture
+from simmim_scale.reports.reconstructions import draw_reconstructions, save_picture
+from simmim_scale.tasks.reconstruct import reconstruction_rows
 
 Batch = Mapping[str, Tensor]
 PerSample = tuple[np.ndarray, np.ndarray]  # ids (n,), values (n,)
@@ -92,11 +93,9 @@ class Gallery:
         wanted = [row for row, position in enumerate(positions) if valid[row] and position < self.count]
         if not wanted:
             return
-        image, mask = self.module.prepare({name: value[wanted] for name, value in batch.items()})
-        predicted = self.module.target.to_pixels(outputs["prediction"][wanted], image)
-        originals, predictions = (_to_uint8(self.module, pixels) for pixels in (image, predicted))
-        for row, original, prediction, hidden in zip(wanted, originals, predictions, mask.cpu().numpy(), strict=True):
-            self._rows[positions[row]] = (original, hide(original, hidden), fill_hidden(original, prediction, hidden))
+        chosen = {name: value[wanted] for name, value in batch.items()}
+        rows = reconstruction_rows(self.module, chosen, outputs["prediction"][wanted])
+        self._rows.update(zip((positions[row] for row in wanted), rows, strict=True))
 
     def state(self) -> dict[int, Any]:
         return self._rows
@@ -106,8 +105,3 @@ class Gallery:
         if rows:
             save_picture(draw_reconstructions([rows[position] for position in sorted(rows)]), self.path)
         return {}
-
-
-def _to_uint8(module: SimMIM, pixels: Tensor) -> np.ndarray:
-    """(b, c, h, w) normalised -> (b, h, w, c) uint8."""
-    return module.pixel_norm.invert(pixels).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -6,13 +6,17 @@
     weights/                                                             portable weights, for everything else
 """
 
+import fcntl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from simmim_scale.config.load import load_config, resolved_yaml
 from simmim_scale.config.schema import Config
 from simmim_scale.reports.atomic_write import replace_file
+
+LOCK = ".lock"
+BEFORE_A_RUN = {"logs", LOCK}  # what may lie in a directory before its first start: the launcher's logs and our lock
 
 # Settings that may differ between two starts of one run, since they change neither the losses nor what is saved.
 CHANGEABLE = (
@@ -77,13 +81,16 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run_dir: expected a directory, {self.path} is a file. Choose another run_dir.")
         if not self.config.exists():
-            foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name != "logs") if self.path.exists() else []
+            present = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+            foreign = sorted(present - BEFORE_A_RUN)
             if foreign:
                 raise ValueError(
                     f"run_dir: {self.path} holds {', '.join(foreign[:5])} but no config.yaml, so it is no run of ours."
                     " Choose a new or empty directory."
                 )
             return
+        if not self._has_trained():
+            return  # an earlier start failed before its first step, for instance over its settings
         differences = changed_settings(load_config(self.config), config)
         if differences:
             shown = "\n".join(f"  {key}: {was!r} in the run, {now!r} now" for key, was, now in differences)
@@ -92,10 +99,29 @@ class RunDirectory:
                 "Give the run its old settings to resume it, or choose another run_dir (with init_from to start from its weights)."
             )
 
-    def claim(self, config: Config) -> None:
-        """Creates the directory and records the configuration of this start. Call on one rank, after `check`."""
+    def claim(self, config: Config) -> IO[str]:
+        """Creates the directory, locks it and records the configuration of this start. Call on one rank, after `check`.
+
+        Returns:
+            The lock, held until it is closed or the process ends, however it ends.
+
+        Raises:
+            ValueError: another process trains in this directory.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(
+                f"run_dir: another process is training in {self.path}. Wait for it, stop it, or choose another run_dir."
+            ) from None
         replace_file(self.config, resolved_yaml(config).encode())
+        return lock
+
+    def _has_trained(self) -> bool:
+        return self.checkpoints.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0)
 
 
 def changed_settings(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
