@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,13 @@ from simmim_scale.models.layouts.records import CheckpointFile
 STATE_KEYS = ("model", "state_dict")  # where checkpoints keep the tensors, besides the top level
 
 
-class StoredSettings(dict):
-    """Stands in for the configuration class of the published training programs (yacs), whose files keep one beside the tensors.
-
-    It is a plain dictionary: loading runs no code of the file, and the package is not needed.
-    """
-
-
 def _harmless() -> list[tuple[Callable[..., Any] | type, str]]:
     """Classes that published checkpoints hold besides tensors: settings, and numpy numbers (accuracies). None of them can run
     code."""
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
     numbers = [(getattr(np.dtypes, name), f"numpy.dtypes.{name}") for name in ("Float64DType", "Float32DType", "Int64DType")]
     return [
-        (StoredSettings, "yacs.config.CfgNode"),
+        (OrderedDict, "yacs.config.CfgNode"),
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         (np.dtype, "numpy.dtype"),
@@ -73,12 +67,17 @@ def _read_torch(path: Path) -> Any:
             # Mapped, so that optimizer states beside the model are never read; only files in the zip format can be.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        cause = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
         raise ValueError(
-            f"checkpoint: {path} is damaged, or holds more than tensors and is not loaded for safety: {cause[:300]}"
+            f"checkpoint: {path} is damaged, or holds more than tensors and is not loaded for safety ({_cause(error)})."
             " Save its state dict alone with a program you trust."
         ) from error
-    except (EOFError, RuntimeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"checkpoint: {path} is truncated or no PyTorch file ({str(error)[:300]}). Download it again."
-        ) from error
+    except Exception as error:  # on damaged files the unpickler raises nearly anything: KeyError, EOFError, struct.error ...
+        raise ValueError(f"checkpoint: {path} is truncated or no PyTorch file ({error!r:.200}). Download it again.") from error
+
+
+def _cause(error: Exception) -> str:
+    """The sentence of torch's long message that names the reason; its advice to load unsafely is left out."""
+    sentences = [line.strip() for line in str(error).splitlines()]
+    named = [line for line in sentences if line.startswith(("WeightsUnpickler error", "Unsupported", "Can only", "Trying to"))]
+    text = (named or sentences)[-1] if sentences else "no message"
+    return text.partition(" Please use")[0].removeprefix("WeightsUnpickler error: ")[:200]
