@@ -1,0 +1,147 @@
+"""What is refused before anything starts, and the job that the options make."""
+
+import base64
+import json
+import os
+import socket
+import sys
+
+import pytest
+
+from launch.cli import main, make_job
+from launch.machine import choose_devices, find_devices, threads_per_rank
+from launch.settings import RankSettings
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main(arguments, program=["nothing"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("error:") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.usefixtures("on_cpu")
+class TestRefused:
+    def test_no_command(self, capsys):
+        assert "no command" in refused(capsys, "--ranks", "2")
+
+    @pytest.mark.parametrize("ranks", ["0", "-1", "two", "1.5", ""])
+    def test_ranks(self, capsys, ranks):
+        assert "--ranks" in refused(capsys, f"--ranks={ranks}", "--", "pretrain", "x.yaml")
+
+    def test_a_missing_config(self, capsys, tmp_path):
+        error = refused(capsys, "--", "pretrain", str(tmp_path / "none.yaml"))
+        assert "none.yaml" in error
+
+    def test_an_unknown_key(self, capsys, tmp_path):
+        config = tmp_path / "c.yaml"
+        config.write_text("mask: {ration: 0.5}\ntrain: {steps: 2, epochs: null}\n")
+        error = refused(capsys, "--", "pretrain", str(config))
+        assert "ration" in error
+        assert "ratio" in error
+
+    def test_no_config_to_take_the_run_directory_from(self, capsys):
+        assert "--log-dir" in refused(capsys, "--", "describe")
+
+    def test_a_run_directory_that_is_a_file(self, capsys, tmp_path):
+        config = tmp_path / "c.yaml"
+        config.write_text("train: {steps: 2, epochs: null}\n")
+        (tmp_path / "file").write_text("")
+        error = refused(capsys, "--", "pretrain", str(config), f"run_dir={tmp_path / 'file'}")
+        assert str(tmp_path / "file") in error
+
+    def test_a_port_in_use(self, capsys, tmp_path):
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            error = refused(capsys, "--master-port", str(port), "--log-dir", str(tmp_path), "--", "x")
+        assert f"--master-port: {port} cannot be used" in error
+
+    @pytest.mark.parametrize("option", ["--grace=0", "--grace=-3", "--grace=nan", "--master-port=0", "--master-port=70000"])
+    def test_numbers_out_of_range(self, capsys, tmp_path, option):
+        assert option.split("=")[0] in refused(capsys, option, "--log-dir", str(tmp_path), "--", "x")
+
+
+def test_unknown_options_are_a_user_error(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["--rank", "x", "--unknown", "--", "pretrain"])
+    assert error.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_job_of_a_command(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"run_dir: {tmp_path / 'runs' / 'a'}\ntrain: {{steps: 2, epochs: null}}\n")
+    job = make_job(["--ranks", "3", "--", "pretrain", str(config), "seed=1"], program=["-m", "simmim_scale"])
+    assert job.program == ("-m", "simmim_scale", "pretrain", str(config), "seed=1")
+    assert job.log_dir == tmp_path / "runs" / "a" / "logs"
+    assert (job.ranks, job.on_gpu) == (3, False)
+    assert 1 <= job.master_port <= 65535
+    overridden = make_job(["--", "pretrain", str(config), f"run_dir={tmp_path / 'b'}"], program=["-m", "simmim_scale"])
+    assert overridden.log_dir == tmp_path / "b" / "logs"
+    assert overridden.ranks == 1
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_deepspeed_launcher_gets_the_ranks_and_hands_the_settings_on(tmp_path):
+    job = make_job(["--ranks", "2", "--grace", "7.5", "--log-dir", str(tmp_path), "--", "pretrain", "--", "-m"], program=["p.py"])
+    command = job.command("/tmp/s")
+    assert command[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
+    world = next(word for word in command if word.startswith("--world_info=")).partition("=")[2]
+    assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": ["0", "1"]}
+    settings = RankSettings.parse(command[command.index("launch.rank") + 1 :])
+    expected = RankSettings(socket="/tmp/s", log_dir=str(tmp_path), grace=7.5, program=("p.py", "pretrain", "--", "-m"))
+    assert settings == expected
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_persons_own_environment_wins(tmp_path):
+    job = make_job(["--ranks", "1", "--log-dir", str(tmp_path), "--", "x"], program=["p.py"])
+    assert job.environment({"OMP_NUM_THREADS": "5", "PATH": "/bin"})["OMP_NUM_THREADS"] == "5"
+    chosen = job.environment({})
+    assert chosen["DS_ACCELERATOR"] == "cpu"
+    assert chosen["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert chosen["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "devices", "chosen"),
+    [
+        ("auto", [], ["0"]),
+        ("auto", ["0", "1"], ["0", "1"]),
+        ("auto", ["GPU-a", "GPU-b"], ["GPU-a", "GPU-b"]),
+        ("3", [], ["0", "1", "2"]),
+        ("2", ["3", "5", "7"], ["3", "5"]),
+    ],
+)
+def test_devices_of_the_ranks(ranks, devices, chosen):
+    assert choose_devices(ranks, devices) == chosen
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(ValueError, match="this node has 2 GPUs"):
+        choose_devices("3", ["0", "1"])
+
+
+def test_devices_are_those_that_are_visible(monkeypatch, tmp_path):
+    (tmp_path / "nvidia0").write_text("")
+    monkeypatch.setattr("launch.machine.GPU_FILES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr("launch.machine._count_devices", lambda: 2)
+    assert find_devices({}) == ["0", "1"]
+    assert find_devices({"CUDA_VISIBLE_DEVICES": "3, 5"}) == ["3", "5"]
+    assert find_devices({"DS_ACCELERATOR": "cpu"}) == []
+
+
+def test_cores_are_shared_out():
+    cores = len(os.sched_getaffinity(0))
+    assert threads_per_rank(1) == cores
+    assert threads_per_rank(10 * cores) == 1
