@@ -4,9 +4,9 @@ The position in the stream of samples is all the state there is. Orders are comp
 sample numbers and hold nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +60,8 @@ def build_training_loader(
             f"train.global_batch: {index.directory} holds {len(index):,} samples, fewer than one global"
             f" batch of {global_batch:,}. Lower train.global_batch or train on more images."
         )
+    workers = Workers(data.workers, data.prefetch, pin_memory)
+    workers.warn_of_cores()
     view = PretrainingView(data=data, mask=mask, image_size=image_size, seed=seed)
     return TrainingLoader(
         ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed),
@@ -67,7 +69,7 @@ def build_training_loader(
         share=BatchShare(global_batch, micro_batch, accumulation, rank, world_size),
         start_position=start_position,
         quarantine=Quarantine(quarantine, rank=rank),
-        workers=Workers(data.workers, data.prefetch, pin_memory),
+        workers=workers,
     )
 
 
@@ -148,7 +150,7 @@ class TrainingLoader:
     def position(self) -> int:
         return self._start + self._num_handed // self.share.accumulation * self.share.global_batch
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "TrainingLoader":
         return self
 
     def __next__(self) -> Batch:
@@ -163,7 +165,7 @@ class TrainingLoader:
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on at a position, which may come from a run with another world size or batch."""
         position = state.get("position")
         if not isinstance(position, int) or position < 0:
@@ -180,7 +182,7 @@ class TrainingLoader:
         self._stream.close()
         self._stream = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingLoader":
         return self
 
     def __exit__(self, *exception: object) -> None:

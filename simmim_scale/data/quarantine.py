@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,17 @@ class Quarantine:
         log.warning("%s does not decode (%s); sample %d is used instead.", damaged.name, damaged.cause, damaged.replacement)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(damaged), ensure_ascii=False) + "\n")
+            with open(self.path, "a+b") as file:
+                file.write(_line_break(file) + json.dumps(asdict(damaged), ensure_ascii=False).encode() + b"\n")
+
+
+def _line_break(file: BinaryIO) -> bytes:
+    """What ends the last line of a file if a killed run left it half-written."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return b""
+    file.seek(size - 1)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def _read_samples(directory: Path) -> set[int]:

@@ -5,7 +5,7 @@ A view is a picklable callable (pixels, epoch, sample) -> named arrays; `data/da
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,6 +19,7 @@ from simmim_scale.data.transforms import centre_crop, resize_crop, sample_crop
 Arrays = Mapping[str, Tensor | np.ndarray | bool | int]
 
 
+@runtime_checkable
 class View(Protocol):
     """Turns the pixels of a sample into the entries of a batch: "image" (c, h, w) uint8, and whatever the task needs."""
 

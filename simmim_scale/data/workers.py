@@ -4,10 +4,11 @@ import atexit
 import logging
 import os
 import signal
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -31,18 +32,29 @@ class Workers:
 
     def start(self, dataset: ShardDataset, requests: Iterable[BatchRequest]) -> "BatchStream":
         """Loads `requests` in order, ahead of the caller; they may be endless."""
-        loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=requests,  # type: ignore[arg-type]
-            num_workers=self.count,
-            prefetch_factor=self.prefetch if self.count else None,
-            collate_fn=_as_is,
-            pin_memory=self.pin_memory,
-            worker_init_fn=_outlive_signals,
-            # Its own, since DataLoader otherwise draws from torch's global generator.
-            generator=torch.Generator(),
-        )
-        return BatchStream(loader, self)
+        with warnings.catch_warnings():
+            # `warn_of_cores` says it once and shortly.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader: DataLoader[Any] = DataLoader(
+                dataset,
+                batch_sampler=requests,  # type: ignore[arg-type]
+                num_workers=self.count,
+                prefetch_factor=self.prefetch if self.count else None,
+                collate_fn=_as_is,
+                pin_memory=self.pin_memory,
+                worker_init_fn=_outlive_signals,
+                # Its own, since DataLoader otherwise draws from torch's global generator.
+                generator=torch.Generator(),
+            )
+            return BatchStream(loader, self)
+
+    def warn_of_cores(self) -> bool:
+        """Logs a warning, and returns True, where there are more workers than cores that this process may use."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.count <= cores:
+            return False
+        log.warning("data.workers: %d processes per rank share %d cores; more than %d bring nothing.", self.count, cores, cores)
+        return True
 
 
 class BatchStream:
@@ -56,7 +68,7 @@ class BatchStream:
         self._at_exit = _closer(weakref.ref(self))
         atexit.register(self._at_exit)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "BatchStream":
         return self
 
     def __next__(self) -> tuple[Batch, list[DamagedSample]]:
@@ -78,7 +90,7 @@ class BatchStream:
         if shut_down is not None:
             shut_down()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "BatchStream":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -19,7 +19,7 @@ def picture(sample: int, *, height: int = 40, width: int = 56) -> np.ndarray:
     """Smooth colours that differ from sample to sample, (h, w, 3) uint8."""
     rng = np.random.default_rng(sample)
     coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def encode(pixels: np.ndarray, format: str = "JPEG", **options: object) -> bytes:
