@@ -1,0 +1,101 @@
+"""What a folder of images is taken for: classes, keys, and clear errors where it is ambiguous."""
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.sources import SourceSample, check_keys
+from data_tools.sources.folder import list_folder
+from data_tools.synth.dataset import SynthOptions, write_dataset
+from simmim_scale.data.shards import NO_LABEL
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def test_top_folder_is_the_class_at_any_depth(tmp_path: Path) -> None:
+    source = list_folder(touch(tmp_path, "b/1.jpg", "a/x/y/2.PNG", "a/3.jpeg", "a/readme.md", ".hidden/4.jpg", "a/.5.jpg"))
+    assert source.classes == ("a", "b")
+    assert [(sample.name, sample.key, sample.label) for sample in source.samples] == [
+        ("a/3.jpeg", "a/3", 0),
+        ("a/x/y/2.PNG", "a/x/y/2", 0),
+        ("b/1.jpg", "b/1", 1),
+    ]
+    assert source.ignored == 1
+
+
+def test_images_without_folders_have_no_labels(tmp_path: Path) -> None:
+    source = list_folder(touch(tmp_path, "1.jpg", "2.jpg"))
+    assert source.classes is None
+    assert {sample.label for sample in source.samples} == {NO_LABEL}
+
+
+def test_nested_folders_can_be_taken_without_labels(tmp_path: Path) -> None:
+    source = list_folder(touch(tmp_path, "2021/05/1.jpg", "2.jpg"), labels="none")
+    assert source.classes is None
+    assert [sample.key for sample in source.samples] == ["2", "2021/05/1"]
+
+
+def test_rendered_set_is_taken_without_its_masks(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", SynthOptions(images=3, side=(64, 64)))
+    source = list_folder(tmp_path / "set")
+    assert [sample.name for sample in source.samples] == ["ball/000000.jpg", "bottle/000001.jpg", "box/000002.jpg"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path / "disk", "1.jpg")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "disk")
+    assert [sample.name for sample in list_folder(tmp_path / "set").samples] == ["cat/1.jpg"]
+    (tmp_path / "disk" / "again").symlink_to(tmp_path / "set")
+    with pytest.raises(ValueError, match="reached twice"):
+        list_folder(tmp_path / "set")
+
+
+def test_description_depends_on_files_not_on_their_place(tmp_path: Path) -> None:
+    first, second = touch(tmp_path / "a", "c/1.jpg"), touch(tmp_path / "b", "c/1.jpg")
+    assert list_folder(first).describe() == list_folder(second).describe()
+    (second / "c/1.jpg").write_bytes(b"longer")
+    assert list_folder(first).describe() != list_folder(second).describe()
+
+
+def test_name_that_is_no_text_still_gets_a_key(tmp_path: Path) -> None:
+    Path(str(tmp_path) + "/\udcff\udcfe.jpg").write_bytes(b"x")
+    (sample,) = list_folder(tmp_path).samples
+    assert sample.key.encode()
+    assert sample.path.read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no images: 0 files"),
+        (["a/notes.txt"], "no images: 1 files"),
+        (["1.jpg", "a/2.jpg"], "lie beside the class folders"),
+        (["a/1.jpg", "a/1.png"], "names must differ"),
+        (["a/1.b.jpg", "a/1_b.jpg"], "names must differ"),
+        (["index.json", "a/1.jpg"], "holds shards already"),
+    ],
+)
+def test_unusable_folders_are_clear_errors(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list_folder(touch(tmp_path, *names))
+
+
+def test_missing_folder_file_and_wrong_option(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such directory"):
+        list_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is a file"):
+        list_folder(touch(tmp_path, "f.jpg") / "f.jpg")
+    with pytest.raises(ValueError, match="--labels: one of auto, folder, none, got 'yes'"):
+        list_folder(tmp_path, labels="yes")
+
+
+@pytest.mark.parametrize("key", ["/etc/passwd", "a/../../b", "a.b"])
+def test_keys_that_leave_the_directory_or_split_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a sample"):
+        check_keys([SourceSample(Path("x"), key, "x", 1)])
