@@ -1,0 +1,192 @@
+"""Whole runs as a person starts them: `python -m launch`, 2 ranks, ZeRO-3, killed and resumed. Losses are compared digit for digit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import simmim_scale
+
+STEPS, SAVE_EVERY = 12, 4
+SETTINGS = (
+    f"train.steps={STEPS}",
+    "train.global_batch=8",
+    "train.micro_batch=2",
+    f"checkpoint.every_steps={SAVE_EVERY}",
+    "validation.every_steps=6",
+    "validation.samples=10",
+    "data.workers=1",
+)
+DEADLINE = 240  # seconds; a hang fails the test instead of the whole suite
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """DIR/train and DIR/val, made by the commands of the README."""
+    root = tmp_path_factory.mktemp("shards")
+    for name, count, seed in (("train", 40, 0), ("val", 12, 1)):
+        images = root / f"images-{name}"
+        command = [sys.executable, "-m", "data_tools"]
+        subprocess.run(
+            [*command, "synth", str(images), "--images", str(count), "--seed", str(seed), "--jobs", "1"], cwd=repository, check=True
+        )
+        subprocess.run([*command, "shard", "folder", str(images / "images"), str(root / name)], cwd=repository, check=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(shards: Path, repository: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start(run_dir, *settings) -> the launcher's process; whatever is left at the end is killed."""
+    started: list[Path] = []
+
+    def run(run_dir: Path, *settings: str) -> subprocess.Popen[str]:
+        started.append(run_dir)
+        config = repository / "configs/debug/tiny_swinv2.yaml"
+        data = (f"data.train={shards / 'train'}", f"data.validation={shards / 'val'}", f"run_dir={run_dir}")
+        command = [sys.executable, "-m", "launch", "--ranks", "2", "--", "pretrain", str(config), *data, *SETTINGS, *settings]
+        return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    yield run
+    for run_dir in started:
+        kill_processes(run_dir)
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    output, code = finish(start(run_dir))
+    assert code == 0, output
+    return run_dir
+
+
+def processes(run_dir: Path) -> list[psutil.Process]:
+    """Everything that has the run directory on its command line: launcher, keeper, ranks."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(run_dir) in part for part in process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def kill_processes(run_dir: Path) -> None:
+    for process in processes(run_dir):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, int]:
+    output, _ = process.communicate(timeout=DEADLINE)
+    return output, process.returncode
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert process.poll() is None, f"ended early: {finish(process)}"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+def steps_done(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def records(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> list[tuple]:
+    """What must be the same: everything that is not a time or a size of memory."""
+    keys = ("step", "epoch", "loss", "lr", "grad_norm", "val_loss", "val_baseline")
+    return [tuple(record.get(key) for key in keys) for record in records(run_dir)]
+
+
+def test_an_undisturbed_run_writes_what_the_readme_promises(whole: Path):
+    rows = records(whole)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert all(row["loss"] > 0 and row["lr"] > 0 for row in rows)
+    assert [row["step"] for row in rows if "val_loss" in row] == [6, 12]
+    assert (whole / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+    page = (whole / "report.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert not processes(whole)
+
+    module = simmim_scale.load(whole)
+    assert not module.training
+    mask = torch.zeros(2, 16, 16, dtype=torch.bool)
+    mask[:, :8] = True
+    outputs = module({"image": torch.zeros(2, 3, 64, 64), "mask": mask})
+    assert outputs["prediction"].shape == (2, 3, 64, 64)
+    assert outputs["loss"].isfinite()
+    assert [feature.shape[1] for feature in module.backbone.features(torch.zeros(1, 3, 64, 64))] == [16, 32, 64, 128]
+
+
+def test_killed_at_random_and_during_a_save_then_resumed_gives_the_same_losses(whole: Path, start, tmp_path: Path):
+    seed = random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    step = rng.randrange(1, STEPS)
+    wait_for(lambda: steps_done(run_dir) >= step, process)
+    time.sleep(rng.uniform(0, 0.3))
+    kill_processes(run_dir)
+    finish(process)
+
+    # Now kill in the middle of a save: as soon as a directory is being filled.
+    if steps_done(run_dir) < STEPS - 1:
+        process = start(run_dir)
+        wait_for(lambda: bool(list(run_dir.glob("checkpoints/.unfinished-*/deepspeed/*"))), process)
+        kill_processes(run_dir)
+        finish(process)
+
+    output, code = finish(start(run_dir))
+    assert code == 0, f"seed {seed}: {output}"
+    assert losses(run_dir) == losses(whole), f"seed {seed}"
+
+
+def test_sigterm_saves_exits_75_and_resumes_to_the_same_losses(whole: Path, start, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_for(lambda: steps_done(run_dir) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, code = finish(process)
+    assert code == 75, output
+    done = steps_done(run_dir)
+    assert done < STEPS
+    assert (run_dir / f"checkpoints/step_{done:08d}/manifest.json").exists()
+    assert not processes(run_dir)
+
+    # A truncated and a foreign save lie around: neither is resumed from, neither is deleted.
+    truncated = run_dir / "checkpoints/step_00000999"
+    truncated.mkdir()
+    (truncated / "manifest.json").write_text('{"format": "simmim-run-st')
+    foreign = run_dir / "checkpoints/my-notes.txt"
+    foreign.write_text("keep me")
+    output, code = finish(start(run_dir))
+    assert code == 0, output
+    assert losses(run_dir) == losses(whole)
+    assert (truncated / "manifest.json").exists()
+    assert foreign.read_text() == "keep me"
+
+
+def test_a_run_continues_from_portable_weights(whole: Path, start, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    output, code = finish(start(run_dir, f"init_from={whole}", "train.steps=1", "validation.every_steps=1"))
+    assert code == 0, output
+    before, after = records(whole)[-1]["val_loss"], records(run_dir)[0]["val_loss"]
+    assert after == pytest.approx(before, rel=0.02)
+    assert os.path.exists(run_dir / "weights/model.safetensors")
