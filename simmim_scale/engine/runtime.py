@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -177,6 +178,8 @@ def _import_deepspeed(kind: str) -> Any:
         )
     # Its log goes to stdout and repeats what the run header says; what needs attention is an error or our own message.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed 0.19.8 calls collectives by names that PyTorch 2.14 renames, several times a step.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if kind == "cpu":
         # DeepSpeed compiles this op at start (40-50 s), yet only inference_all_reduce ever calls it
         # (deepspeed/comm/torch.py); everything trained here goes through gloo.

@@ -1,0 +1,55 @@
+"""A real SwinV2 under SimMIM, through the engine: stages, ranks, accumulation and checkpointing leave the loss curve as it is."""
+
+import json
+
+import pytest
+
+from tests.multiprocess.engine_ranks import run_ranks
+
+# stage, accumulation, precision, activation checkpointing
+# (test_engine.py goes through all combinations with a smaller module)
+ONE_RANK = [(0, 1, "fp32", "none")]
+TWO_RANKS = [(1, 1, "fp32", "none"), (2, 4, "fp32", "block"), (3, 4, "fp32", "block"), (3, 2, "bf16", "block")]
+
+
+def run(world_size, runs, directory):
+    plan = directory / "runs.json"
+    plan.write_text(json.dumps(runs))
+    outputs = run_ranks("simmim_worker.py", world_size, str(plan))
+    (line,) = [line for line in outputs[0].splitlines() if line.startswith("RESULT simmim ")]
+    return json.loads(line.removeprefix("RESULT simmim "))
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory):
+    one = run(1, ONE_RANK, tmp_path_factory.mktemp("one"))
+    two = run(2, TWO_RANKS, tmp_path_factory.mktemp("two"))
+    return {f"1 {name}": curve for name, curve in one.items()} | {f"2 {name}": curve for name, curve in two.items()}
+
+
+def names(precision):
+    runs = [(1, run) for run in ONE_RANK] + [(2, run) for run in TWO_RANKS]
+    return [f"{ranks} " + "-".join(map(str, run)) for ranks, run in runs if run[2] == precision]
+
+
+REFERENCE = names("fp32")[0]
+
+
+@pytest.mark.parametrize("name", names("fp32")[1:])
+def test_one_curve_however_the_work_is_cut(curves, name):
+    found, expected = curves[name], curves[REFERENCE]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=1e-5)
+    assert found["weights"] == pytest.approx(expected["weights"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", names("bf16"))
+def test_bf16_follows_fp32(curves, name):
+    found, expected = curves[name], curves[REFERENCE]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=0.03)
+    assert found["dtypes"] == ["torch.float32"], "weights are exported from the fp32 masters"
+
+
+def test_it_learns(curves):
+    losses = curves[REFERENCE]["losses"]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
