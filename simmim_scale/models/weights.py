@@ -57,14 +57,27 @@ def save_weights(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(config), "extra": json.dumps(dict(extra or {}))}
-    # Clones: safetensors refuses tensors that share memory, and a view would save its whole storage.
-    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    tensors = _with_own_memory(state)
     text = CONFIG_HEADER + yaml.safe_dump(dict(config), sort_keys=False, width=120, default_flow_style=None)
     with _replacing(directory / TENSORS) as aside:
         save_file(tensors, aside, metadata=metadata)
     with _replacing(directory / CONFIG) as aside:
         aside.write_text(text, encoding="utf-8")
     return directory
+
+
+def _with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors; those that share memory, which safetensors refuses, are copied, the others are not."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.numel() * tensor.element_size():
+            tensor = tensor.clone()
+        seen.add(storage.data_ptr())
+        tensors[name] = tensor
+    return tensors
 
 
 class _replacing:  # noqa: N801 - used as a function: `with _replacing(path) as aside`

@@ -35,16 +35,17 @@ class MaskedSums:
         if valid is None:
             return self.error, self.count
         # where, not a product: padding may hold anything, and NaN * 0 is NaN.
-        zero = torch.zeros((), device=self.error.device)
+        zero = torch.zeros((), dtype=self.error.dtype, device=self.error.device)
         return torch.where(valid, self.error, zero), torch.where(valid, self.count, zero)
 
 
 def masked_l1_sums(
     prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]
 ) -> MaskedSums:
-    """Absolute error over the masked pixels. Sums are fp32 whatever the prediction's dtype."""
-    error = (prediction.float() - target.float()).abs().masked_fill(~mask, 0.0)
-    return MaskedSums(error=error.sum((1, 2, 3)), count=mask.sum((1, 2, 3)).float(), channels=target.shape[1])
+    """Absolute error over the masked pixels. Sums are at least fp32, whatever the prediction's dtype."""
+    exact = torch.promote_types(prediction.dtype, torch.float32)
+    error = (prediction.to(exact) - target.to(exact)).abs().masked_fill(~mask, 0.0)
+    return MaskedSums(error=error.sum((1, 2, 3)), count=mask.sum((1, 2, 3)).to(exact), channels=target.shape[1])
 
 
 def masked_l1(

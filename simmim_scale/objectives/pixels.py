@@ -30,9 +30,9 @@ class PixelNorm(nn.Module):
         return self._on_device[device]
 
     def forward(self, image: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """uint8 is normalised; a floating image is taken as normalised already and only widened to fp32."""
+        """uint8 is normalised; a floating image is taken as normalised already and only widened to fp32 (fp64 stays)."""
         if image.is_floating_point():
-            return image.float()
+            return image.to(torch.promote_types(image.dtype, torch.float32))
         mean, std = self.constants(image.device)
         return (image.float() / 255 - mean) / std
 

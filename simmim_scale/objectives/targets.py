@@ -63,9 +63,9 @@ class SlidingStatistics:
 
 
 def norm_target(image: Float[Tensor, "b c h w"], window: int) -> Float[Tensor, "b c h w"]:
-    """The image normalised by the mean and unbiased variance of a sliding window: (x - mean) / sqrt(max(var, 0) + 1e-6), fp32."""
+    """The image normalised by the mean and unbiased variance of a sliding window: (x - mean) / sqrt(max(var, 0) + 1e-6)."""
     local = SlidingStatistics(window)(image)
-    return ((image - local.mean) / local.std).float()
+    return ((image - local.mean) / local.std).to(image.dtype)
 
 
 class Pixels(nn.Module):
@@ -86,7 +86,7 @@ class Pixels(nn.Module):
         if self.statistics is None:
             return image
         local = self.statistics(image)
-        return ((image - local.mean) / local.std).float()
+        return ((image - local.mean) / local.std).to(image.dtype)
 
     @torch.no_grad()
     def to_pixels(self, prediction: Float[Tensor, "b c h w"], image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -98,4 +98,4 @@ class Pixels(nn.Module):
         if self.statistics is None:
             return prediction.float()
         local = self.statistics(image)
-        return (prediction.double() * local.std + local.mean).float()
+        return (prediction.double() * local.std + local.mean).to(image.dtype)
