@@ -111,7 +111,7 @@ class ShardDataset(Dataset):
     def _all_bad(self, failures: Sequence[tuple[int, str]]) -> "UndecodableSetError":
         sample, cause = failures[0]
         return UndecodableSetError(
-            f"{self.reader.index.directory}: none of {len(failures)} images tried in a row decodes; the first is"
+            f"data: none of {len(failures)} images tried in a row decodes; the first is"
             f" {self.reader.index.describe(sample)} ({cause}). Check the set with `python -m data_tools verify`."
         )
 

@@ -24,7 +24,8 @@ class Quarantine:
     """Keeps the list of one rank.
 
     Every rank writes a file of its own, since appending to one file from several machines loses lines. An image that any rank
-    listed before this run started is not listed again.
+    listed before this run started is not listed again. Images are told apart by name, since training and validation number theirs
+    separately.
 
     Args:
         directory: Holds the lists; made with the first entry. None: damaged images are logged and counted, not listed.
@@ -34,7 +35,7 @@ class Quarantine:
     def __init__(self, directory: Path | None, *, rank: int = 0):
         self.path = None if directory is None else directory / f"rank-{rank:05d}.jsonl"
         self.num_replaced = 0
-        self._seen = set() if directory is None else _read_samples(directory)
+        self._seen = set() if directory is None else _read_names(directory)
 
     def __len__(self) -> int:
         """Different images listed, those of earlier runs included."""
@@ -43,9 +44,9 @@ class Quarantine:
     def add(self, damaged: DamagedSample) -> None:
         """Counts a replacement, and lists the image if it is new."""
         self.num_replaced += 1
-        if damaged.sample in self._seen:
+        if damaged.name in self._seen:
             return
-        self._seen.add(damaged.sample)
+        self._seen.add(damaged.name)
         log.warning("%s does not decode (%s); sample %d is used instead.", damaged.name, damaged.cause, damaged.replacement)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,13 +63,13 @@ def _line_break(file: BinaryIO) -> bytes:
     return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _read_samples(directory: Path) -> set[int]:
-    """Samples in all lists of a directory. A last line that a killed run left half-written is skipped."""
-    samples = set()
+def _read_names(directory: Path) -> set[str]:
+    """Images in all lists of a directory. A last line that a killed run left half-written is skipped."""
+    names = set()
     for path in sorted(directory.glob("rank-*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                samples.add(int(json.loads(line)["sample"]))
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+                names.add(str(json.loads(line)["name"]))
+            except (json.JSONDecodeError, KeyError, TypeError):
                 log.warning("%s: skipped a line that is no entry: %.80s", path, line)
-    return samples
+    return names

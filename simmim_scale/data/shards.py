@@ -160,8 +160,8 @@ class ShardIndex:
         return SampleLocation(shard, offset, length, offset + image, image_bytes, label)
 
     def describe(self, sample: int) -> str:
-        """Shard and key of a sample, for messages: "train-00003.tar: n01440764/n01440764_10026"."""
-        shard = self.shards[self.locate(sample).shard].name
+        """Shard and key of a sample, for messages: "DIR/train-00003.tar: n01440764/n01440764_10026"."""
+        shard = self.shard_path(self.locate(sample).shard)
         try:
             return f"{shard}: {self.key(sample)}"
         except (OSError, tarfile.TarError) as error:

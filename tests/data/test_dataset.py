@@ -1,6 +1,7 @@
 """Micro-batches: views, replacement of damaged images by a pure rule, the list of them."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_a_damaged_image_is_replaced_and_named(damaged_index):
     assert batch["valid"].all()
     assert {entry.sample for entry in damaged} == {2, 5}
     entry = next(entry for entry in damaged if entry.sample == 5)
-    assert entry.name == "part-00001.tar: some/sample00005"
+    assert entry.name == damaged_index.describe(5)
     assert entry.replacement in expected
     assert "no known image format" in entry.cause
     # The draws stay those of the sample that was ordered.
@@ -142,9 +143,8 @@ def test_in_evaluation_a_replaced_row_does_not_count(damaged_index):
 def test_a_set_without_images_is_an_error_of_the_user(make_shards):
     loaded = dataset(make_shards([b"no image"] * 100)).__getitems__(request([4]))
     assert isinstance(loaded, UndecodableSetError)
-    assert f"none of {MAX_REPLACEMENTS} images tried in a row decodes; the first is part-00000.tar: some/sample00004" in str(
-        loaded
-    )
+    assert f"none of {MAX_REPLACEMENTS} images tried in a row decodes" in str(loaded)
+    assert "part-00000.tar: some/sample00004" in str(loaded)
 
 
 def test_other_errors_name_the_sample(make_shards):
@@ -155,6 +155,15 @@ def test_other_errors_name_the_sample(make_shards):
     with pytest.raises(RuntimeError, match="a bug in the view") as caught:
         loader.__getitems__(request([1]))
     assert "part-00000.tar: some/sample00001" in caught.value.__notes__[0]
+
+
+def test_it_travels_to_a_worker_process(make_shards):
+    here = dataset(make_shards(200))
+    data = pickle.dumps(here)
+    assert len(data) < 5000
+    there, _ = pickle.loads(data).__getitems__(request([3, 9]))
+    expected, _ = here.__getitems__(request([3, 9]))
+    assert all(torch.equal(there[name], expected[name]) for name in expected)
 
 
 def test_stack_takes_numbers_and_arrays():
@@ -198,6 +207,12 @@ class TestQuarantine:
 
     def read_last(self, path):
         return json.loads(path.read_text().splitlines()[-1])
+
+    def test_training_and_validation_number_their_images_separately(self, tmp_path):
+        Quarantine(tmp_path).add(self.entry(4))
+        validation = Quarantine(tmp_path)
+        validation.add(DamagedSample(sample=4, name="b.tar: 4", cause="truncated", replacement=1))
+        assert [entry["name"] for entry in self.read(tmp_path / "rank-00000.jsonl")] == ["a.tar: 4", "b.tar: 4"]
 
     def test_without_a_directory_images_are_only_counted(self):
         quarantine = Quarantine(None)

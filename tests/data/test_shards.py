@@ -33,7 +33,7 @@ def test_a_loaded_index_finds_every_sample(make_shards, make_picture, make_file)
         assert json.loads(members["json"]) == {"source": f"image {sample}"}
         assert index.locate(sample).label == sample % 3
         assert index.key(sample) == f"some/sample{sample:05d}"
-    assert index.describe(5) == "part-00001.tar: some/sample00005"
+    assert index.describe(5) == f"{index.directory}/part-00001.tar: some/sample00005"
     with pytest.raises(IndexError, match="sample 10"):
         index.locate(10)
 
