@@ -105,7 +105,7 @@ def verify(
         _say(f"[red]{escape(problem)}[/]")
     if problems:
         _say(
-            f"{directory}: {len(problems)} problems found. Copy the shards again from where they were made, or shard the source again."
+            f"{directory}: {len(problems)} problems. Copy the shards again from where they were made, or shard the source again."
         )
         raise typer.Exit(DAMAGE)
     _say(f"{directory}: {len(index):,} samples in {len(index.shards)} shards are as the index says")

@@ -170,7 +170,8 @@ def _check_same_set(destination: Path, facts: dict[str, Any]) -> None:
     if differing:
         got = json.dumps({name: found[name] for name in differing})
         raise ValueError(
-            f"{destination}: holds shards whose {' and '.join(differing)} differ, {got}. Choose another directory or add --overwrite."
+            f"{destination}: holds shards whose {' and '.join(differing)} differ, {got}. Choose another directory or"
+            " add --overwrite."
         )
     try:
         ShardIndex.load(destination)

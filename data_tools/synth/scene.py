@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from data_tools.synth.camera import Lens, blur, develop, sample_lens
 from data_tools.synth.patterns import Pattern, sample_pattern
@@ -226,27 +226,33 @@ def _darken(canvas: np.ndarray, shadow: np.ndarray, place: Place) -> None:
 def _shadow(body: _Body, place: Place, height: int, width: int) -> np.ndarray:
     """(h, w) shadow of the body on what it stands or lies on, between 0 and 1, soft edges included."""
     mask = Image.fromarray((_coverage(body, height, width) * 255).astype(np.uint8))
-    soften = ImageFilter.GaussianBlur(max(1.0, place.light.softness * body.scale))
+    silhouette = _drop_shadow(mask, body, place.light) if place.camera is None else _cast_shadow(mask, body, place)
+    shadow = _soften(silhouette, max(1.0, place.light.softness * body.scale))
     if place.camera is None:
-        return _drop_shadow(mask, body, place.light, soften)
-    shadow = _cast_shadow(mask, body, place, soften)
+        return shadow
     _add_contact_shadow(shadow, body, place)
     shadow[: max(0, place.floor_top - height // 8)] *= 0.35  # a wall behind catches less of it, the sky nothing
     shadow[place.stuff < GROUND] = 0
     return shadow
 
 
-def _drop_shadow(mask: Image.Image, body: _Body, light: Light, soften: ImageFilter.GaussianBlur) -> np.ndarray:
+def _soften(mask: Image.Image, radius: float) -> np.ndarray:
+    """(h, w) mask between 0 and 1, blurred by `radius` pixels, at half its size since a blur keeps nothing finer."""
+    half = mask.reduce(2).filter(ImageFilter.GaussianBlur(radius / 2))
+    return np.asarray(half.resize(mask.size, Image.Resampling.BILINEAR), np.float32) / 255
+
+
+def _drop_shadow(mask: Image.Image, body: _Body, light: Light) -> Image.Image:
     """Seen from above, a body of about its own radius in height shades a strip beside it."""
     reach = body.scale * 0.6 / max(0.4, float(light.towards[2]))
-    dark = np.zeros(mask.size[::-1], np.float32)
+    dark = mask
     for share in (0.25, 0.6, 1.0):
         offset = (1, 0, float(light.towards[0]) * reach * share, 0, 1, -float(light.towards[1]) * reach * share)
-        dark = np.maximum(dark, np.asarray(mask.transform(mask.size, Image.Transform.AFFINE, offset), np.float32))
-    return np.asarray(Image.fromarray(dark.astype(np.uint8)).filter(soften), np.float32) / 255
+        dark = ImageChops.lighter(dark, mask.transform(mask.size, Image.Transform.AFFINE, offset))
+    return dark
 
 
-def _cast_shadow(mask: Image.Image, body: _Body, place: Place, soften: ImageFilter.GaussianBlur) -> np.ndarray:
+def _cast_shadow(mask: Image.Image, body: _Body, place: Place) -> Image.Image:
     """Lay the silhouette down on the floor, away from the light."""
     assert place.camera is not None
     x, y, z = (float(part) for part in place.light.towards)
@@ -256,8 +262,7 @@ def _cast_shadow(mask: Image.Image, body: _Body, place: Place, soften: ImageFilt
     base = body.base - 0.06 * body.scale
     # The shadow at (column, row) comes from the height up = (base - row) / squash of the silhouette.
     offset = (1, -lean / squash, lean * base / squash, 0, 1 / squash, base - base / squash)
-    laid = mask.transform(mask.size, Image.Transform.AFFINE, offset, Image.Resampling.BILINEAR).filter(soften)
-    return np.asarray(laid, np.float32) / np.float32(255)
+    return mask.transform(mask.size, Image.Transform.AFFINE, offset, Image.Resampling.BILINEAR)
 
 
 def _add_contact_shadow(shadow: np.ndarray, body: _Body, place: Place) -> None:
