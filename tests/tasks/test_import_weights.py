@@ -203,6 +203,7 @@ def test_a_window_that_nothing_tells_is_asked_for(published, bring):
     ("hints", "message"),
     [
         (Hints(window_size=7), "7 was asked for, but the checkpoint's own is 4"),
+        (Hints(pretrained_window_sizes=(3, 4)), "3 was asked for in stage 0, but the checkpoint's own is 4"),
         (Hints(image_size=(96, 96)), "own is \\(64, 64\\)"),
     ],
 )

@@ -5,7 +5,7 @@ Windows come from V1's bias tables and V2's buffers, the image size from shift m
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,9 @@ def _windows(
 ) -> Windows:
     stages = range(len(depths))
     found = [_table_window(parameters, stage) if name == "swin" else _buffer_window(buffers, stage) for stage in stages]
-    pretrained = hints.pretrained_window_sizes or tuple(_pretrained_window(buffers, stage) for stage in stages)
+    told = [_pretrained_window(buffers, stage) for stage in stages]
+    _check_pretrained_hint(hints.pretrained_window_sizes, found, told)
+    pretrained = hints.pretrained_window_sizes or tuple(window or 0 for window in told)
     if None not in found:
         if hints.window_size not in (None, max(found)):
             raise ValueError(
@@ -193,11 +195,21 @@ def _buffer_window(buffers: Mapping[str, Tensor], stage: int) -> int | None:
     return _single(from_tables + from_indices + from_masks, "the window")
 
 
-def _pretrained_window(buffers: Mapping[str, Tensor], stage: int) -> int:
-    """V2: from the largest coordinate log2(1 + 8 (w - 1) / (w_pre - 1)) / 3; 0 where it is the window itself or untold."""
+def _check_pretrained_hint(asked: tuple[int, ...] | None, found: Sequence[int | None], told: Sequence[int | None]) -> None:
+    """Refuse pre-training windows that the coordinates contradict; a stage's own window and 0 mean the same."""
+    for stage, (want, window, own) in enumerate(zip(asked or (), found, told, strict=False)):
+        if own is not None and (want or window) != (own or window):
+            raise ValueError(
+                f"pre-training window: {want} was asked for in stage {stage}, but the checkpoint's own is {own or window}."
+                " Leave the option out."
+            )
+
+
+def _pretrained_window(buffers: Mapping[str, Tensor], stage: int) -> int | None:
+    """V2: from the largest coordinate log2(1 + 8 (w - 1) / (w_pre - 1)) / 3; 0: the window itself; None: not told."""
     table = next(_of_stage(buffers, stage, "attn.relative_coords_table"), None)
     if table is None or table.shape[1] < 3:
-        return 0
+        return None
     window = (table.shape[1] + 1) // 2
     pretrained = 1 + 8 * (window - 1) / (2 ** (3 * table.abs().max().item()) - 1)
     if abs(pretrained - round(pretrained)) > 0.02:
