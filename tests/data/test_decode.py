@@ -159,3 +159,25 @@ def test_huge_images_are_refused_before_they_are_decoded(pixels, format, monkeyp
 def test_other_channel_counts_are_an_error(make_file, pixels):
     with pytest.raises(ValueError, match=r"model\.in_chans: .*got 4"):
         decode_image(make_file(pixels), in_chans=4)
+
+
+@pytest.mark.filterwarnings("ignore")  # PIL comments on damage
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_random_damage_gives_an_image_or_a_decode_error_and_nothing_else(pixels, format):
+    rng = np.random.default_rng(0)
+    whole = save(Image.fromarray(pixels), format)
+    refused = 0
+    for case in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 5)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        if case % 3 == 0:
+            data = data[: rng.integers(len(data))]
+        try:
+            image = decode_image(bytes(data))
+        except DecodeError:
+            refused += 1
+        else:
+            assert image.dtype == np.uint8
+            assert image.shape[2] == 3
+    assert 0 < refused <= 150
