@@ -1,6 +1,7 @@
 """What kind of image some bytes are, and whether they decode. Looks at content, never at a file's name."""
 
 import io
+import struct
 import warnings
 
 import simplejpeg
@@ -19,6 +20,19 @@ _SIGNATURES = (
     (b"P6", "ppm"),
 )
 CHECKS = ("full", "header")
+
+# What Pillow's readers raise on damaged bytes, as found by feeding them some (tests/data_tools/test_images.py).
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class ImageError(Exception):
@@ -59,7 +73,7 @@ def check_image(data: bytes, check: str = "full") -> str:
             if check == "full" and not (extension == "jpg" and _decodes_strictly(data)):
                 with Image.open(io.BytesIO(data)) as image:
                     image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, Image.DecompressionBombError) as error:
+    except _DECODER_ERRORS as error:
         raise ImageError(f"{type(error).__name__}: {error}") from error
     return extension
 

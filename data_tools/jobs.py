@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -19,6 +20,9 @@ def run_jobs(function: Callable[[Item], Result], items: Iterable[Item], jobs: in
     """Yield function(item) for each item, in order, computed by `jobs` processes (1: by this one).
 
     `function` must be importable and items and results picklable. The first exception ends the run and is raised here.
+
+    Raises:
+        OSError: A process was killed.
     """
     if jobs == 1:
         yield from map(function, items)
@@ -26,5 +30,9 @@ def run_jobs(function: Callable[[Item], Result], items: Iterable[Item], jobs: in
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield from pool.map(function, items)
+    except BrokenProcessPool as error:
+        raise OSError(
+            f"one of {jobs} processes was killed, most likely for want of memory. Try again with fewer --jobs."
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

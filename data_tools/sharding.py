@@ -281,6 +281,11 @@ def _add(writer: ShardWriter, sample: SourceSample, job: ShardJob) -> None:
         raise ValueError(
             f"{sample.path}: cannot be read ({error.strerror}). Repair or remove the file, then run the same command again."
         ) from error
+    if len(image) != sample.size:
+        raise ValueError(
+            f"{sample.path}: has {len(image)} bytes, but had {sample.size} when the source was listed. Let nothing change the"
+            " source while it is packed, then run the same command again with --overwrite."
+        )
     extension = check_image(image, job.check)
     about: dict[str, Any] = {"name": sample.name}
     companions: dict[str, bytes] = {}

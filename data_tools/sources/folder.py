@@ -1,6 +1,7 @@
 """A folder of images: the top folder is the class, deeper nesting is free; images without folders have no labels."""
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,13 @@ def _split_by_name(root: Path) -> tuple[dict[str, int], int]:
 
 def _size(entry: Any) -> int:
     try:
-        return entry.stat().st_size
+        status = entry.stat()
     except OSError as error:
-        raise ValueError(
-            f"{entry.path}: cannot be looked at ({error.strerror}). Repair or remove the link or its permissions."
-        ) from error
+        fix = "Repair or remove the link, or its permissions."
+        raise ValueError(f"{entry.path}: cannot be looked at ({error.strerror}). {fix}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{entry.path}: is no file that can be read to an end (a pipe or device). Remove it.")
+    return status.st_size
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """What a folder of images is taken for: classes, keys, and clear errors where it is ambiguous."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,14 @@ def test_missing_folder_file_and_wrong_option(tmp_path: Path) -> None:
 def test_keys_that_leave_the_directory_or_split_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match="cannot name a sample"):
         check_keys([SourceSample(Path("x"), key, "x", 1)])
+
+
+def test_dangling_links_and_pipes_are_clear_errors(tmp_path: Path) -> None:
+    touch(tmp_path / "links", "1.jpg")
+    (tmp_path / "links" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(ValueError, match=r"2\.jpg: cannot be looked at"):
+        list_folder(tmp_path / "links")
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "1.jpg")
+    with pytest.raises(ValueError, match="a pipe or device"):
+        list_folder(tmp_path / "pipes")

@@ -242,3 +242,10 @@ def test_an_unfinished_set_of_other_options_is_not_mixed_in(
 def test_wrong_options_name_themselves(arguments: dict) -> None:
     with pytest.raises(ValueError, match="--" + next(iter(arguments)).replace("_", "-")):
         ShardOptions(**arguments)
+
+
+def test_a_source_that_changes_meanwhile_is_an_error(photos: Path, tmp_path: Path) -> None:
+    source = list_folder(photos)
+    (photos / "cat/deep/001.jpg").write_bytes(picture(1, size=(60, 60)))
+    with pytest.raises(ValueError, match=r"001\.jpg: has .* when the source was listed"):
+        write_shards(source, tmp_path / "out", OPTIONS)

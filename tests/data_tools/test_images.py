@@ -1,0 +1,78 @@
+"""Damaged images end in ImageError and nothing else; good ones of every kind are taken."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_tools import images
+from data_tools.images import ImageError, check_image, sniff
+
+FORMATS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "PPM": "ppm"}
+
+
+def encoded(kind: str, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+ENCODED = {kind: encoded(kind) for kind in FORMATS}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_kind_is_known_by_its_content(kind: str) -> None:
+    assert sniff(ENCODED[kind]) == FORMATS[kind]
+    assert check_image(ENCODED[kind]) == FORMATS[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "P"), ("PNG", "RGBA"), ("PNG", "I;16"), ("PNG", "LA"), ("TIFF", "F")],
+)
+def test_every_mode_is_taken(kind: str, mode: str) -> None:
+    if mode == "I;16":
+        buffer = io.BytesIO()
+        Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)).save(buffer, kind)
+        assert check_image(buffer.getvalue()) == "png"
+    else:
+        assert check_image(encoded(kind, mode)) == FORMATS[kind]
+
+
+@given(st.sampled_from(sorted(FORMATS)), st.integers(0, 10**6), st.integers(0, 255), st.booleans())
+def test_damage_is_an_image_error_or_still_an_image(kind: str, position: int, value: int, cut: bool) -> None:
+    data = bytearray(ENCODED[kind])
+    position %= len(data)
+    if cut:
+        del data[position:]
+    else:
+        data[position] = value
+    with contextlib.suppress(ImageError):  # any other exception fails the test
+        assert check_image(bytes(data)) in FORMATS.values()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM"])
+def test_a_cut_image_is_refused_unless_only_its_header_is_asked_for(kind: str) -> None:
+    half = ENCODED[kind][: len(ENCODED[kind]) * 2 // 3]
+    with pytest.raises(ImageError):
+        check_image(half)
+    if kind in ("JPEG", "PNG"):
+        assert check_image(half, "header") == FORMATS[kind]
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 20 - 1)
+    with pytest.raises(ImageError, match="20x24 pixels, more than 479"):
+        check_image(ENCODED["PNG"], "header")
+
+
+def test_a_bomb_is_refused() -> None:
+    header = bytearray(ENCODED["BMP"])
+    header[18:26] = (60000).to_bytes(4, "little") * 2  # width and height in the header of a file of 1.5 kB
+    with pytest.raises(ImageError):
+        check_image(bytes(header))
