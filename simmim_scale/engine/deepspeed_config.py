@@ -21,6 +21,9 @@ OWNED = {
     "fp16.initial_scale_power": "engine.fp16_initial_scale_power",
     "fp16.loss_scale_window": "engine.fp16_scale_window",
     "fp16.min_loss_scale": "engine.fp16_min_scale",
+    # Without these two a non-finite gradient would be applied instead of skipped.
+    "zero_optimization.compute_grad_norm": "train.max_nonfinite_steps",
+    "bf16.check_grad_overflow": "train.max_nonfinite_steps",
 }
 
 

@@ -217,7 +217,8 @@ class Engine:
                 self._guard.overflow_at_floor(self.step, scale)
             return None  # the scale was halved: fp16's normal course
         source = self._diagnose(batches, losses)
-        logger.warning("step %d skipped: loss %g, not finite first in %s", self.step, loss, source)
+        if self.runtime.is_main:
+            logger.warning("step %d skipped: loss %g, not finite first in %s", self.step, loss, source)
         self._guard.nonfinite(self.step, source)
         return source
 

@@ -29,18 +29,12 @@ class Runtime:
     rank: int
     world_size: int
     local_rank: int
-    local_world_size: int
     device: torch.device
 
     @property
     def is_main(self) -> bool:
         """True on the one rank that writes shared files and talks to the terminal."""
         return self.rank == 0
-
-    @property
-    def is_local_main(self) -> bool:
-        """True on one rank of each node."""
-        return self.local_rank == 0
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -104,21 +98,21 @@ def start_runtime(timeout_minutes: float = 30.0, device: str = "auto") -> Runtim
     """
     place = launcher_place(os.environ)
     kind = choose_device(device)
-    local_rank, local_world_size = place["local_rank"], place["local_world_size"]
-    if kind == "cuda" and local_world_size > torch.cuda.device_count():
+    local_rank = place["local_rank"]
+    if kind == "cuda" and local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"ranks: {local_world_size} were started on this node, which has {torch.cuda.device_count()} GPUs."
+            f"ranks: number {local_rank} (from 0) was started on a node with {torch.cuda.device_count()} GPUs."
             " Start at most one rank per GPU."
         )
     chosen = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(chosen)
     _join(kind, place["world_size"], timedelta(minutes=timeout_minutes))
-    return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, chosen)
+    return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
 
 
 def launcher_place(environment: Mapping[str, str]) -> dict[str, int]:
-    """This process's place as a launcher's environment says it: local_rank, local_world_size, world_size. Pure.
+    """This process's place as a launcher's environment says it: local_rank and world_size. Pure.
 
     Without any launcher the place is the only rank of one. A half-set environment is an error, since waiting for
     ranks that nobody started looks like a hang.
@@ -126,16 +120,14 @@ def launcher_place(environment: Mapping[str, str]) -> dict[str, int]:
     present = [name for name in LAUNCHER_VARIABLES if name in environment]
     # A shell or a container may set MASTER_ADDR or MASTER_PORT for other reasons: they alone make no job.
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(present):
-        return {"local_rank": 0, "local_world_size": 1, "world_size": 1}
+        return {"local_rank": 0, "world_size": 1}
     missing = [name for name in LAUNCHER_VARIABLES if name not in environment]
     if missing:
         raise ValueError(
             f"environment: {', '.join(present)} are set but {', '.join(missing)} not, so the other ranks cannot be found."
             " Start through `python -m launch` or torchrun, or unset them to run alone."
         )
-    world_size = int(environment["WORLD_SIZE"])
-    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", world_size)))
-    return {"local_rank": int(environment["LOCAL_RANK"]), "local_world_size": local_world_size, "world_size": world_size}
+    return {"local_rank": int(environment["LOCAL_RANK"]), "world_size": int(environment["WORLD_SIZE"])}
 
 
 def choose_device(device: str) -> str:

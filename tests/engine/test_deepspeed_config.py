@@ -72,6 +72,7 @@ def test_extra_is_not_shared_with_the_result():
         ({"fp16": {"enabled": True}}, "fp16.enabled", "engine.precision"),
         ({"optimizer": {"type": "Adam"}}, "optimizer.type", "optimizer"),
         ({"scheduler": {}}, "scheduler", "schedule"),
+        ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow", "train.max_nonfinite_steps"),
     ],
 )
 def test_a_key_that_a_setting_owns_is_refused_by_name(extra, key, setting):

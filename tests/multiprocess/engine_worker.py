@@ -226,7 +226,7 @@ def disk_full(runtime: Runtime, directory: Path) -> dict:
 def collectives(runtime: Runtime, _directory: Path) -> dict:
     last = runtime.world_size - 1
     return {
-        "world": [runtime.rank, runtime.world_size, runtime.local_rank, runtime.local_world_size],
+        "world": [runtime.rank, runtime.world_size, runtime.local_rank],
         "any": [runtime.any_rank(runtime.rank == last), runtime.any_rank(False)],
         "sum": runtime.sum_ranks(runtime.rank + 1),
         "bounds": [runtime.min_ranks(runtime.rank), runtime.max_ranks(runtime.rank)],
