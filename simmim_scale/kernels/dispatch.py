@@ -40,7 +40,10 @@ class Choice:
 
 # Fastest first: "auto" takes the first that can run. The reference comes last and runs everywhere.
 IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
-    "window_attention": (Implementation("reference", "simmim_scale.kernels.window_attention.reference"),),
+    "window_attention": (
+        Implementation("cpu", "simmim_scale.kernels.window_attention.cpu"),
+        Implementation("reference", "simmim_scale.kernels.window_attention.reference"),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Window attention against a token-by-token computation in float64, forward and backward, for every implementation that runs here."""
+"""Every implementation that runs here against a token-by-token computation in float64, forward and backward."""
 
 import math
 

@@ -137,11 +137,11 @@ def forward(image, state, config, scales):
 
 
 def randomised(config, generator, spread=0.2, top_scale=5.0):
-    """A backbone in float64 whose every parameter matters: nothing is 0, 1 or constant. A logit scale of 5 > ln 100 is clamped."""
+    """A backbone in float64 whose every parameter matters: nothing is 0, 1 or constant. Scales above ln 100 = 4.6 are clamped."""
     backbone = build_backbone(config, seed=None).double()
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
-            centre = 1.0 if name.endswith("norm.weight") or ".norm" in name and name.endswith("weight") else 0.0
+            centre = 1.0 if name.endswith("norm.weight") or (".norm" in name and name.endswith("weight")) else 0.0
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
             if name.endswith("logit_scale"):
                 parameter.copy_(torch.linspace(1.0, top_scale, parameter.numel()).reshape(parameter.shape))

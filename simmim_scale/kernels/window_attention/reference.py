@@ -68,8 +68,8 @@ def _logits(q: Tensor, k: Tensor, logit_scale: Tensor | None, wide: torch.dtype)
 def _unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1, as `torch.nn.functional.normalize`, but zero vectors get a gradient of 0 instead of 1e12 times theirs.
 
-    Padded tokens have k = 0 exactly. The huge gradient would meet their zero input in the weight's gradient and vanish in fp32, but
-    overflow to infinity and then NaN in fp16.
+    Padded tokens have k = 0 exactly. The huge gradient would meet their zero input in the weight's gradient and vanish in fp32,
+    but overflow to infinity and then NaN in fp16.
     """
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors * torch.where(norm > 0, norm.clamp(min=NORM_EPS).reciprocal(), 0.0)
