@@ -1,4 +1,4 @@
-"""The command line: `simmim pretrain|describe|config|...`. Commands live in `app.py`, what they compose in the files beside it."""
+"""The command line: `simmim pretrain|describe|config|...`. Commands are in `app.py`, what they compose beside it."""
 
 import sys
 

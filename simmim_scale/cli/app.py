@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/pretrain/swinv2_h_800ep.yaml.")]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, for example configs/pretrain/swinv2_h_800ep.yaml.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file: train.steps=100.")
 ]
@@ -78,7 +80,9 @@ def import_weights(
     pretrained_windows: Annotated[
         str | None, typer.Option(help="Windows of pre-training, one per stage: 12,12,12,6. Where the file does not tell them.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels, where the file does not tell it.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the input in pixels, where the file does not tell it.")
+    ] = None,
     norm_target_window: Annotated[
         int | None, typer.Option(help="Window of the normalised target; 0: plain pixels. Where the file does not tell it.")
     ] = None,

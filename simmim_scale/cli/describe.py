@@ -80,14 +80,17 @@ def description_tables(description: dict[str, Any]) -> list[Table]:
     d = description
     model = _pairs("Model")
     model.add_row("backbone", f"{d['backbone']}, {d['image_size'][0]}x{d['image_size'][1]} pixels, {d['tokens']:,} tokens")
-    model.add_row("parameters", f"{d['parameters']:,} ({d['parameters'] / 1e6:.1f}M), with head {d['parameters_with_head'] / 1e6:.1f}M")
+    model.add_row(
+        "parameters", f"{d['parameters']:,} ({d['parameters'] / 1e6:.1f}M), with head {d['parameters_with_head'] / 1e6:.1f}M"
+    )
     model.add_row("multiply-adds", f"{d['multiply_adds'] / 1e9:.2f}G of the backbone, forward, one image")
     model.add_row("mask", f"{d['hidden_cells']} of {d['mask_cells']} cells hidden")
     model.add_row("engine", f"ZeRO-{d['zero_stage']}, {d['precision']}")
     batch = _pairs("Batches and steps")
     batch.add_row("samples", f"{d['num_samples']:,}")
     batch.add_row(
-        "global batch", f"{d['global_batch']:,} = {d['world_size']} ranks x {d['micro_batch']} x {d['accumulation']} rounds of accumulation"
+        "global batch",
+        f"{d['global_batch']:,} = {d['world_size']} ranks x {d['micro_batch']} x {d['accumulation']} rounds of accumulation",
     )
     batch.add_row("steps", f"{d['steps']:,} ({d['epochs']:.2f} epochs)")
     batch.add_row("steps an epoch", f"{d['steps_per_epoch']:.2f} (batches run on over the end of an epoch; no sample is dropped)")

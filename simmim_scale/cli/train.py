@@ -72,11 +72,12 @@ def _train_here(config: Config, runtime: Runtime, stop: StopRequest) -> int:
         saved = store.newest()
         _check_samples(saved, task)
         start_step = saved.step if saved else 0
+        header = _header(config, plan, runtime, start_step)
         sinks = _on_main(runtime, lambda: _sinks(config, directory, plan, start_step, terminal)) or Sinks()
     with sinks:
         with user_errors(quiet=not runtime.is_main):
             engine = _engine(config, task, plan, runtime, saved, store)
-        sinks.write_header(_header(config, plan, runtime, start_step))
+        sinks.write_header(header)
         try:
             with task.training_loader(
                 plan,
@@ -134,7 +135,7 @@ def _check_samples(saved: SavedState | None, task: PretrainTask) -> None:
     if saved is None or saved.client_state.get("num_samples") == task.num_samples:
         return
     raise ValueError(
-        f"data.train: the run was saved with {saved.client_state.get('num_samples')} samples, the shards now hold {task.num_samples}."
+        f"data.train: the run was saved with {saved.client_state.get('num_samples')} samples, the shards hold {task.num_samples}."
         " Positions would no longer mean the same samples. Restore the shards, or start another run_dir with init_from."
     )
 
@@ -196,7 +197,8 @@ def _header(config: Config, plan: Plan, runtime: Runtime, start_step: int) -> Ru
         machine=describe_machine(),
         ops=tuple(OpRow(**row) for row in ops),
         plan={
-            "model": f"{model['backbone']}, {model['parameters'] / 1e6:.1f}M parameters, {model['multiply_adds'] / 1e9:.2f}G multiply-adds",
+            "model": f"{model['backbone']}, {model['parameters'] / 1e6:.1f}M parameters,"
+            f" {model['multiply_adds'] / 1e9:.2f}G multiply-adds",
             "engine": f"ZeRO-{config.engine.zero_stage}, {config.engine.precision},"
             f" activation checkpointing {config.engine.activation_checkpointing}",
             **plan_rows(plan),
@@ -205,10 +207,12 @@ def _header(config: Config, plan: Plan, runtime: Runtime, start_step: int) -> Ru
     )
 
 
-def _loop(config, task, plan, engine, runtime, loader, store, sinks, stop, directory) -> Loop:  # noqa: PLR0913 - the composition
+def _loop(config, task, plan, engine, runtime, loader, store, sinks, stop, directory) -> Loop:
     multiply_adds = describe_model(config)["multiply_adds"]
     device_name = describe_device(runtime.device)
-    peak = config.report.peak_tflops * 1e12 if config.report.peak_tflops else device_peak_flops(device_name, config.engine.precision)
+    peak = (
+        config.report.peak_tflops * 1e12 if config.report.peak_tflops else device_peak_flops(device_name, config.engine.precision)
+    )
     return Loop(
         engine=engine,
         plan=plan,

@@ -9,7 +9,9 @@ from simmim_scale.tasks.import_weights import import_weights
 from simmim_scale.tasks.reconstruct import reconstruct
 
 
-def make_hints(window: int | None, pretrained_windows: str | None, image_size: int | None, norm_target_window: int | None) -> Hints:
+def make_hints(
+    window: int | None, pretrained_windows: str | None, image_size: int | None, norm_target_window: int | None
+) -> Hints:
     """The options of `simmim import-weights` as hints. Raises ValueError for a list that is not numbers."""
     try:
         windows = tuple(int(part) for part in pretrained_windows.split(",")) if pretrained_windows else None
@@ -51,6 +53,6 @@ def reconstruct_and_report(
     console.print(f"{drawn.path}: {drawn.hidden} of {drawn.cells} cells hidden, loss {drawn.loss:.4f}", markup=False)
     if drawn.local_statistics:
         console.print(
-            "The model predicts detail relative to its surroundings: the local mean and contrast of the true picture were put back.",
+            "The model predicts detail relative to its surroundings; the true picture's local mean and contrast were put back.",
             markup=False,
         )

@@ -90,7 +90,7 @@ class Plan:
         return self.learning_rate.at(step)
 
     def as_json(self) -> dict:
-        """What `simmim describe --json` prints of the plan. Steps count from 1 there, as in `metrics.jsonl`: step k is the k-th update."""
+        """What `simmim describe --json` prints of the plan. Its steps count from 1, as in `metrics.jsonl`: step k is update k."""
         rows = [
             {"step": update + 1, "epoch": round(self.epoch_at(update), 4), "lr": self.lr(update), "what": what}
             for update, what in self.learning_rate.key_steps()
@@ -118,7 +118,7 @@ def make_plan(
     """
     if num_samples < train.global_batch:
         raise ValueError(
-            f"train.global_batch: at most one epoch of samples, got a global batch of {train.global_batch} for {num_samples} samples."
+            f"train.global_batch: at most one epoch of samples, got {train.global_batch} for {num_samples} samples."
             f" Set train.global_batch to {num_samples} or less, or add images."
         )
     micro_batch, accumulation = split_batch(train.global_batch, world_size=world_size, at_most=train.micro_batch)
@@ -166,10 +166,15 @@ def plan_learning_rate(
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
     if warmup_steps >= total_steps:
         raise ValueError(
-            f"schedule.warmup_epochs: shorter than the run, got {schedule.warmup_epochs} epochs ({warmup_steps} steps) for a run of"
-            f" {total_steps} steps. Set it below {total_steps / steps_per_epoch:.3g}, or train longer."
+            f"schedule.warmup_epochs: shorter than the run, got {schedule.warmup_epochs} epochs ({warmup_steps} steps)"
+            f" for a run of {total_steps} steps. Set it below {total_steps / steps_per_epoch:.3g}, or train longer."
         )
-    common = {"peak": base_lr * scale, "warmup": schedule.warmup_lr * scale, "warmup_steps": warmup_steps, "total_steps": total_steps}
+    common = {
+        "peak": base_lr * scale,
+        "warmup": schedule.warmup_lr * scale,
+        "warmup_steps": warmup_steps,
+        "total_steps": total_steps,
+    }
     match schedule:
         case CosineConfig():
             start = warmup_steps if schedule.warmup_prefix else 0

@@ -35,7 +35,9 @@ class SwinBaseConfig(Section):
     )
     patch_size: PositiveInt = setting(4, "Side of one patch, the unit of the embedding.", unit="pixels", source="R")
     in_chans: PositiveInt = setting(3, "Channels of the input image.", unit="channels", source="R")
-    embed_dim: PositiveInt = setting(128, "Width of the first stage; it doubles with every stage.", unit="channels", source="S table 1")
+    embed_dim: PositiveInt = setting(
+        128, "Width of the first stage; it doubles with every stage.", unit="channels", source="S table 1"
+    )
     depths: tuple[PositiveInt, ...] = setting((2, 2, 18, 2), "Blocks in each stage.", unit="blocks", source="S table 1")
     num_heads: tuple[PositiveInt, ...] = setting((4, 8, 16, 32), "Attention heads in each stage.", unit="heads", source="R")
     window_size: PositiveInt = setting(6, "Side of an attention window.", unit="tokens", source="S table 1")
@@ -58,7 +60,8 @@ class SwinBaseConfig(Section):
             raise ValueError("depths: a model needs at least one stage, got an empty list. Give one number of blocks per stage.")
         if len(self.num_heads) != len(self.depths):
             raise ValueError(
-                f"num_heads: one number per stage, got {len(self.num_heads)} for {len(self.depths)} depths. Make both lists equally long."
+                f"num_heads: one number per stage, got {len(self.num_heads)} for {len(self.depths)} depths."
+                " Make both lists equally long."
             )
         for stage, heads in enumerate(self.num_heads):
             width = self.embed_dim * 2**stage
@@ -86,19 +89,25 @@ class SwinV2Config(SwinBaseConfig):
     name: Literal["swin_v2"] = setting("swin_v2", "Backbone.")
     window_size: PositiveInt = setting(12, "Side of an attention window.", unit="tokens", source="S table 1")
     pretrained_window_sizes: tuple[int, ...] = setting(
-        (), "Window of each stage in pre-training, for fine-tuning at another window; empty or 0: the window itself.", unit="tokens",
+        (),
+        "Window of each stage in pre-training, for fine-tuning at another window; empty or 0: the window itself.",
+        unit="tokens",
         source="R",
     )
     extra_norm_period: int = setting(
-        0, "A LayerNorm on the main branch after every so many blocks of a stage; 0: none. SwinV2-H and G use 6.", unit="blocks",
-        source="V2", ge=0,
+        0,
+        "A LayerNorm on the main branch after every so many blocks of a stage; 0: none. SwinV2-H and G use 6.",
+        unit="blocks",
+        source="V2",
+        ge=0,
     )
 
     @model_validator(mode="after")
     def _pretrained_windows(self) -> "SwinV2Config":
         if self.pretrained_window_sizes and len(self.pretrained_window_sizes) != len(self.depths):
             raise ValueError(
-                f"pretrained_window_sizes: one number per stage, got {len(self.pretrained_window_sizes)} for {len(self.depths)} stages."
+                f"pretrained_window_sizes: one number per stage, got {len(self.pretrained_window_sizes)} for"
+                f" {len(self.depths)} stages."
                 " Give one window per stage, or leave it out."
             )
         return self
@@ -134,17 +143,23 @@ class ObjectiveConfig(Section):
     """What SimMIM predicts from the encoded tokens."""
 
     head: str = setting("linear", "Prediction head: a name of `objectives/heads.py`, or 'module:attribute'.", source="S table 3")
-    target: str = setting("pixels", "Prediction target: a name of `objectives/targets.py`, or 'module:attribute'.", source="S table 4")
+    target: str = setting(
+        "pixels", "Prediction target: a name of `objectives/targets.py`, or 'module:attribute'.", source="S table 4"
+    )
     norm_target_window: int | None = setting(
-        None, "Normalise the target by mean and variance of a sliding window of this odd side; null: plain pixels. 47 in SwinV2.",
-        unit="pixels", source="R",
+        None,
+        "Normalise the target by mean and variance of a sliding window of this odd side; null: plain pixels. 47 in SwinV2.",
+        unit="pixels",
+        source="R",
     )
 
     @field_validator("norm_target_window")
     @classmethod
     def _odd(cls, value: int | None) -> int | None:
         if value is not None and (value < 3 or value % 2 == 0):
-            raise ValueError(f"norm_target_window: an odd number of at least 3, got {value}. The published value is 47; null turns it off.")
+            raise ValueError(
+                f"norm_target_window: an odd number of at least 3, got {value}. The published value is 47; null turns it off."
+            )
         return value
 
 
@@ -155,7 +170,9 @@ class MaskConfig(Section):
         "random", "random: cells drawn independently; block: rectangles as in BEiT; square: one square.", source="S figure 1"
     )
     cell: PositiveInt = setting(32, "Side of a cell.", unit="pixels", source="R")
-    ratio: float = setting(0.6, "Share of cells that are hidden, rounded up to whole cells.", unit="share", source="R", gt=0, lt=1)
+    ratio: float = setting(
+        0.6, "Share of cells that are hidden, rounded up to whole cells.", unit="share", source="R", gt=0, lt=1
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -167,26 +184,40 @@ class DataConfig(Section):
     train: str = setting("", "Directory of shards (made by `python -m data_tools shard`) to train on.")
     validation: str | None = setting(None, "Directory of shards held out for validation; null: none.")
     train_samples: PositiveInt | None = setting(
-        None, "Number of samples to plan with while the shards are not there (describe, plan). A run counts them itself.", unit="samples"
+        None,
+        "Number of samples to plan with while the shards are not there (describe, plan). A run counts them itself.",
+        unit="samples",
     )
-    crop_scale: tuple[float, float] = setting((0.67, 1.0), "RandomResizedCrop: range of the crop's share of the area.", unit="share", source="R")
-    crop_ratio: tuple[float, float] = setting((0.75, 4 / 3), "RandomResizedCrop: range of width over height.", unit="ratio", source="R")
+    crop_scale: tuple[float, float] = setting(
+        (0.67, 1.0), "RandomResizedCrop: range of the crop's share of the area.", unit="share", source="R"
+    )
+    crop_ratio: tuple[float, float] = setting(
+        (0.75, 4 / 3), "RandomResizedCrop: range of width over height.", unit="ratio", source="R"
+    )
     flip: float = setting(0.5, "Probability of a horizontal flip.", unit="probability", source="R", ge=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = setting("bilinear", "Resampling of the crop, anti-aliased.", source="R")
-    mean: tuple[float, ...] = setting(IMAGENET_MEAN, "Mean of the channels, subtracted on the device.", unit="share of 255", source="R")
+    mean: tuple[float, ...] = setting(
+        IMAGENET_MEAN, "Mean of the channels, subtracted on the device.", unit="share of 255", source="R"
+    )
     std: tuple[float, ...] = setting(IMAGENET_STD, "Standard deviation of the channels.", unit="share of 255", source="R")
-    workers: int = setting(4, "Processes that decode images, per rank; 0: the rank itself does it.", unit="processes", source="choice", ge=0)
+    workers: int = setting(
+        4, "Processes that decode images, per rank; 0: the rank itself does it.", unit="processes", source="choice", ge=0
+    )
     prefetch: PositiveInt = setting(4, "Micro-batches that each worker keeps ready.", unit="micro-batches", source="choice")
 
     @model_validator(mode="after")
     def _ranges(self) -> "DataConfig":
         for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
             if not 0 < low <= high:
-                raise ValueError(f"{name}: a range (low, high) with 0 < low <= high, got ({low}, {high}). Swap or raise the bounds.")
+                raise ValueError(
+                    f"{name}: a range (low, high) with 0 < low <= high, got ({low}, {high}). Swap or raise the bounds."
+                )
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale: shares of the image's area, at most 1, got {self.crop_scale[1]}.")
         if len(self.mean) != len(self.std):
-            raise ValueError(f"std: one value per channel as in mean ({len(self.mean)}), got {len(self.std)}. Make both lists equally long.")
+            raise ValueError(
+                f"std: one value per channel as in mean ({len(self.mean)}), got {len(self.std)}. Make both lists equally long."
+            )
         if any(value <= 0 for value in self.std):
             raise ValueError(f"std: positive values, got {list(self.std)}.")
         return self
@@ -198,15 +229,21 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW as published: no decay on 1-D parameters, biases, mask token, position-bias MLPs and logit scales."""
 
-    base_lr: float = setting(2e-4, "Learning rate at a global batch of 512; the real one is base_lr * global batch / 512.", source="R", gt=0)
+    base_lr: float = setting(
+        2e-4, "Learning rate at a global batch of 512; the real one is base_lr * global batch / 512.", source="R", gt=0
+    )
     betas: tuple[float, float] = setting((0.9, 0.999), "Decay of the running moments.", source="R")
     eps: float = setting(1e-8, "Added to the root of the second moment.", source="R", gt=0)
     weight_decay: float = setting(0.05, "Decoupled weight decay.", source="R", ge=0)
-    clip_grad: float | None = setting(5.0, "Global gradient norm is clipped to this, once per step; null: never.", unit="L2 norm", source="R", gt=0)
+    clip_grad: float | None = setting(
+        5.0, "Global gradient norm is clipped to this, once per step; null: never.", unit="L2 norm", source="R", gt=0
+    )
 
 
 class WarmupSection(Section):
-    warmup_epochs: float = setting(10.0, "Linear warm-up, from warmup_lr to the base learning rate.", unit="epochs", source="R", ge=0)
+    warmup_epochs: float = setting(
+        10.0, "Linear warm-up, from warmup_lr to the base learning rate.", unit="epochs", source="R", ge=0
+    )
     warmup_lr: float = setting(5e-7, "Learning rate at step 0, scaled with the global batch like base_lr.", source="R", ge=0)
 
 
@@ -216,7 +253,9 @@ class CosineConfig(WarmupSection):
     name: Literal["cosine"] = setting("cosine", "Schedule.")
     min_lr: float = setting(1e-5, "Learning rate at the end, scaled with the global batch like base_lr.", source="R", ge=0)
     warmup_prefix: bool = setting(
-        False, "true: the cosine starts after the warm-up; false: it runs from step 0 and the warm-up hides its beginning.", source="R"
+        False,
+        "true: the cosine starts after the warm-up; false: it runs from step 0 and the warm-up hides its beginning.",
+        source="R",
     )
 
 
@@ -224,14 +263,18 @@ class StepConfig(WarmupSection):
     """Constant, then multiplied by gamma at given shares of the run: the supplement's step schedule."""
 
     name: Literal["step"] = setting("step", "Schedule.")
-    milestones: tuple[float, ...] = setting((0.9, 0.95), "Where the learning rate drops.", unit="share of all steps", source="S sec. 2")
+    milestones: tuple[float, ...] = setting(
+        (0.9, 0.95), "Where the learning rate drops.", unit="share of all steps", source="S sec. 2"
+    )
     gamma: float = setting(0.1, "Factor at each milestone.", unit="factor", source="S sec. 2", gt=0, le=1)
 
     @field_validator("milestones")
     @classmethod
     def _increasing(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if list(value) != sorted(set(value)) or any(not 0 < share < 1 for share in value):
-            raise ValueError(f"milestones: increasing shares of the run between 0 and 1, got {list(value)}. The published ones are 0.9, 0.95.")
+            raise ValueError(
+                f"milestones: increasing shares of the run between 0 and 1, got {list(value)}. The published ones are 0.9, 0.95."
+            )
         return value
 
 
@@ -261,12 +304,19 @@ class TrainConfig(Section):
 
     epochs: float | None = setting(None, "Length of the run in epochs; give this or steps.", unit="epochs", gt=0)
     steps: PositiveInt | None = setting(None, "Length of the run in optimizer updates; give this or epochs.", unit="steps")
-    global_batch: PositiveInt = setting(2048, "Samples per optimizer update, over all ranks and micro-batches.", unit="samples", source="R")
+    global_batch: PositiveInt = setting(
+        2048, "Samples per optimizer update, over all ranks and micro-batches.", unit="samples", source="R"
+    )
     micro_batch: PositiveInt | None = setting(
-        None, "Most samples one rank computes at once; the plan takes the largest divisor that fits. null: no accumulation.", unit="samples"
+        None,
+        "Most samples one rank computes at once; the plan takes the largest divisor that fits. null: no accumulation.",
+        unit="samples",
     )
     max_nonfinite_steps: PositiveInt = setting(
-        10, "Stop after this many steps in a row whose loss or gradients were not finite. Each is skipped and counted.", unit="steps", source="choice"
+        10,
+        "Stop after this many steps in a row whose loss or gradients were not finite. Each is skipped and counted.",
+        unit="steps",
+        source="choice",
     )
 
     @model_validator(mode="after")
@@ -280,13 +330,21 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """How DeepSpeed holds and runs the model. The DeepSpeed dictionary is derived from this and the plan."""
 
-    zero_stage: Literal[0, 1, 2, 3] = setting(3, "ZeRO: 1 shards optimizer state, 2 gradients too, 3 parameters too.", unit="stage", source="choice")
-    precision: Literal["fp32", "bf16", "fp16"] = setting("bf16", "Arithmetic of forward and backward; updates are in fp32.", source="choice")
+    zero_stage: Literal[0, 1, 2, 3] = setting(
+        3, "ZeRO: 1 shards optimizer state, 2 gradients too, 3 parameters too.", unit="stage", source="choice"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "bf16", "Arithmetic of forward and backward; updates are in fp32.", source="choice"
+    )
     activation_checkpointing: Literal["none", "block"] = setting(
         "none", "block: keep only the input of each block and compute the rest again in backward.", source="choice"
     )
-    fp16_initial_scale_power: int = setting(16, "fp16: the loss scale starts at 2 to this power.", unit="exponent", source="choice", ge=0, le=32)
-    fp16_scale_window: PositiveInt = setting(1000, "fp16: steps without overflow before the scale doubles.", unit="steps", source="choice")
+    fp16_initial_scale_power: int = setting(
+        16, "fp16: the loss scale starts at 2 to this power.", unit="exponent", source="choice", ge=0, le=32
+    )
+    fp16_scale_window: PositiveInt = setting(
+        1000, "fp16: steps without overflow before the scale doubles.", unit="steps", source="choice"
+    )
     fp16_min_scale: float = setting(1.0, "fp16: an overflow at this loss scale stops the run with advice.", source="choice", gt=0)
     timeout_minutes: float = setting(
         30.0, "A collective that takes longer ends the run instead of hanging forever.", unit="minutes", source="choice", gt=0
@@ -302,7 +360,9 @@ class KernelsConfig(Section):
 class ValidationConfig(Section):
     """Loss on held-out images under fixed masks: it predicts fine-tuning (arXiv 2206.04664)."""
 
-    every_steps: PositiveInt | None = setting(None, "Validate every so many steps; null: once an epoch. Always at the end.", unit="steps")
+    every_steps: PositiveInt | None = setting(
+        None, "Validate every so many steps; null: once an epoch. Always at the end.", unit="steps"
+    )
     samples: PositiveInt | None = setting(None, "Use at most this many validation samples; null: all.", unit="samples")
     micro_batch: PositiveInt | None = setting(None, "Samples one rank evaluates at once; null: as in training.", unit="samples")
     gallery: int = setting(8, "Images whose reconstruction is drawn at each validation.", unit="images", source="choice", ge=0)
@@ -311,15 +371,21 @@ class ValidationConfig(Section):
 class CheckpointConfig(Section):
     """Run state for resuming, in RUN_DIR/checkpoints."""
 
-    every_steps: PositiveInt | None = setting(None, "Save every so many steps; null: once an epoch. Always at the end.", unit="steps")
+    every_steps: PositiveInt | None = setting(
+        None, "Save every so many steps; null: once an epoch. Always at the end.", unit="steps"
+    )
     keep: PositiveInt = setting(2, "Complete saves that are kept.", unit="saves", source="choice")
-    keep_every_steps: PositiveInt | None = setting(None, "Also keep, for good, the saves at multiples of this step.", unit="steps")
+    keep_every_steps: PositiveInt | None = setting(
+        None, "Also keep, for good, the saves at multiples of this step.", unit="steps"
+    )
 
 
 class ReportConfig(Section):
     """Where metrics go besides RUN_DIR/metrics.jsonl and the terminal."""
 
-    terminal_every_steps: PositiveInt = setting(10, "Steps between two lines when output is not a terminal.", unit="steps", source="choice")
+    terminal_every_steps: PositiveInt = setting(
+        10, "Steps between two lines when output is not a terminal.", unit="steps", source="choice"
+    )
     tensorboard: bool = setting(False, "Also write TensorBoard event files (needs the package tensorboard).")
     wandb: str | None = setting(None, "Also log to this Weights & Biases project (needs the package wandb); null: not.")
     peak_tflops: float | None = setting(
@@ -331,7 +397,9 @@ class Config(Section):
     """A whole run."""
 
     task: str = setting("pretrain", "What is trained: a name of `tasks/__init__.py`, or 'module:attribute'.")
-    seed: int = setting(0, "Seed of the weights, the order of samples, crops, masks and drop path.", source="choice", ge=0, lt=2**32)
+    seed: int = setting(
+        0, "Seed of the weights, the order of samples, crops, masks and drop path.", source="choice", ge=0, lt=2**32
+    )
     run_dir: str = setting("runs/run", "Directory of everything the run writes; the same directory resumes it.")
     init_from: str | None = setting(None, "Directory of portable weights to start from (not a resume); null: random.")
     model: ModelConfig = setting(SwinV2Config(), "The backbone.")
@@ -346,7 +414,9 @@ class Config(Section):
     validation: ValidationConfig = setting(ValidationConfig(), "Held-out loss.")
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "Saving.")
     report: ReportConfig = setting(ReportConfig(), "Logging.")
-    deepspeed: dict[str, Any] = setting({}, "Keys merged into the derived DeepSpeed dictionary, for what has no setting of its own.")
+    deepspeed: dict[str, Any] = setting(
+        {}, "Keys merged into the derived DeepSpeed dictionary, for what has no setting of its own."
+    )
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Config":
@@ -358,7 +428,9 @@ class Config(Section):
                 f" Choose a common divisor of {height} and {width} that is a multiple of {patch}."
             )
         if cell % patch:
-            raise ValueError(f"mask.cell: a multiple of the patch size {patch}, got {cell}. Choose {max(patch, cell // patch * patch)}.")
+            raise ValueError(
+                f"mask.cell: a multiple of the patch size {patch}, got {cell}. Choose {max(patch, cell // patch * patch)}."
+            )
         if self.model.in_chans != len(self.data.mean):
             raise ValueError(
                 f"data.mean: one value per input channel, got {len(self.data.mean)} for model.in_chans {self.model.in_chans}."

@@ -5,7 +5,7 @@ A task is a function of the configuration that returns an object like `tasks/pre
 
 from simmim_scale.config.schema import Config
 
-# name -> "module:function"; the function takes the configuration. Resolved when asked for, so that unused tasks are never imported.
+# name -> "module:function"; the function takes the configuration. Resolved when asked for.
 TASKS = {"pretrain": "simmim_scale.tasks.pretrain:build"}
 
 

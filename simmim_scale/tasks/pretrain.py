@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from torch import nn
 
 from simmim_scale.config.plan import Plan
@@ -117,3 +118,8 @@ class PretrainValidation:
         if self.config.validation.gallery:
             evaluators.append(Gallery(self.module, count=self.config.validation.gallery, path=gallery_path(self.run_dir, step)))
         return evaluators
+
+    def pictures(self, step: int) -> dict[str, Image.Image]:
+        """What the validation at `step` drew, for the sinks that show pictures."""
+        path = gallery_path(self.run_dir, step)
+        return {"reconstructions": Image.open(path)} if path.exists() else {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+from PIL.Image import Image
 from torch import Tensor
 
 from simmim_scale.config.plan import Plan
@@ -44,6 +45,7 @@ class Validation(Protocol):
 
     def batches(self) -> Iterable[Batch]: ...
     def evaluators(self, step: int) -> Sequence[Evaluator]: ...
+    def pictures(self, step: int) -> Mapping[str, Image]: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def fit(loop: Loop) -> Outcome:
             micro_batches = [next(batches) for _ in range(loop.plan.accumulation)]
         result = loop.engine.train_step([_to_device(batch, loop.runtime) for batch in micro_batches])
         record = _measure(loop, result)
-        loop.sinks.write_step(record)
+        _report(loop, record)
         stopping = loop.runtime.any_rank(loop.stop.received is not None)
         if loop.save.due(result.step) or stopping:
             save_run_state(loop)
@@ -136,6 +138,13 @@ def _measure(loop: Loop, result: StepResult) -> StepRecord:
         nonfinite_source=result.nonfinite_source,
         validation=validation or None,
     )
+
+
+def _report(loop: Loop, record: StepRecord) -> None:
+    loop.sinks.write_step(record)
+    if record.validation is not None and loop.validation is not None:
+        for name, picture in loop.validation.pictures(record.step).items():
+            loop.sinks.write_picture(record.step, name, picture)
 
 
 def _to_device(batch: Batch, runtime: Runtime) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """RUN_DIR: what lies where in it, and which configuration it belongs to.
 
-    config.yaml  environment.json  metrics.jsonl  quarantine/          written while training
-    checkpoints/                                                         run state, for resuming
-    gallery/  reconstructions.png  report.html                           to look at
-    weights/                                                             portable weights, for everything else
+config.yaml  environment.json  metrics.jsonl  quarantine/          written while training
+checkpoints/                                                         run state, for resuming
+gallery/  reconstructions.png  report.html                           to look at
+weights/                                                             portable weights, for everything else
 """
 
 import fcntl
@@ -96,7 +96,7 @@ class RunDirectory:
             shown = "\n".join(f"  {key}: {was!r} in the run, {now!r} now" for key, was, now in differences)
             raise ValueError(
                 f"run_dir: {self.path} belongs to a run with other settings:\n{shown}\n"
-                "Give the run its old settings to resume it, or choose another run_dir (with init_from to start from its weights)."
+                "Give the run its old settings to resume it, or choose another run_dir (init_from takes its weights)."
             )
 
     def claim(self, config: Config) -> IO[str]:

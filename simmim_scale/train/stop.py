@@ -12,9 +12,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopRequest:
     """Context manager that notes stop signals instead of dying from them.
 
-        with StopRequest() as stop:
-            ...
-            if stop.received: save and leave
+    with StopRequest() as stop:
+        ...
+        if stop.received: save and leave
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Whole runs as a person starts them: `python -m launch`, 2 ranks, ZeRO-3, killed and resumed. Losses are compared digit for digit."""
+"""Whole runs of `python -m launch`: 2 ranks, ZeRO-3, killed and resumed. Losses must be the same to the last digit."""
 
 import json
 import os
@@ -37,7 +37,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
         images = root / f"images-{name}"
         command = [sys.executable, "-m", "data_tools"]
         subprocess.run(
-            [*command, "synth", str(images), "--images", str(count), "--seed", str(seed), "--jobs", "1"], cwd=repository, check=True
+            [*command, "synth", str(images), "--images", str(count), "--seed", str(seed), "--jobs", "1"],
+            cwd=repository,
+            check=True,
         )
         subprocess.run([*command, "shard", "folder", str(images / "images"), str(root / name)], cwd=repository, check=True)
     return root
