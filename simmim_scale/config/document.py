@@ -10,11 +10,17 @@ from simmim_scale.config.yaml_source import Source
 
 # Values start in this column at the latest, comments in the next; wide enough for the longest published lists.
 _COMMENT_COLUMN = 46
+_HEADER = (
+    "# Every setting of this run. After #: meaning [unit] (source of the default) <- where this value was set.",
+    "# Sources: S = supplement of the SimMIM paper; R = released configurations of microsoft/SimMIM and Swin-Transformer;",
+    "# V2 = the SwinV2 paper (arXiv 2111.09883); choice = published nowhere, ours.",
+    "",
+)
 
 
 def documented_yaml(config: Config, source: Source | None = None) -> str:
     """The whole configuration as YAML whose comments say what each value means and where it was set."""
-    lines = ["# Every setting of this run. After #: meaning [unit] (source of the default) <- where this value was set.", ""]
+    lines = list(_HEADER)
     _write_section(config, (), source or Source(), lines)
     return "\n".join(lines) + "\n"
 

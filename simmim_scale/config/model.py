@@ -1,0 +1,117 @@
+"""The model section: Swin V1, Swin V2, or a backbone of one's own."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, PositiveInt, Tag, field_validator, model_validator
+
+from simmim_scale.config.section import Section, setting
+
+
+class SwinBaseConfig(Section):
+    """What Swin V1 and V2 share. Sizes of the published models: S table 1."""
+
+    image_size: tuple[PositiveInt, PositiveInt] = setting(
+        (192, 192), "Height and width of the input; one number means a square.", unit="pixels", source="S table 1"
+    )
+    patch_size: PositiveInt = setting(4, "Side of one patch, the unit of the embedding.", unit="pixels", source="R")
+    in_chans: PositiveInt = setting(3, "Channels of the input image.", unit="channels", source="R")
+    embed_dim: PositiveInt = setting(
+        128, "Width of the first stage; it doubles with every stage.", unit="channels", source="S table 1"
+    )
+    depths: tuple[PositiveInt, ...] = setting((2, 2, 18, 2), "Blocks in each stage.", unit="blocks", source="S table 1")
+    num_heads: tuple[PositiveInt, ...] = setting((4, 8, 16, 32), "Attention heads in each stage.", unit="heads", source="R")
+    window_size: PositiveInt = setting(6, "Side of an attention window.", unit="tokens", source="S table 1")
+    mlp_ratio: float = setting(4.0, "Hidden width of a block's MLP over its width.", unit="ratio", source="R", gt=0)
+    qkv_bias: bool = setting(True, "Learnable bias of q, k, v (V1) or of q and v (V2).", source="R")
+    drop_path: float = setting(
+        0.0, "Stochastic depth: rate of the last block, growing linearly from 0.", unit="probability", source="R", ge=0, lt=1
+    )
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return (value, value)
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "SwinBaseConfig":
+        if not self.depths:
+            raise ValueError("depths: a model needs at least one stage, got an empty list. Give one number of blocks per stage.")
+        if len(self.num_heads) != len(self.depths):
+            raise ValueError(
+                f"num_heads: one number per stage, got {len(self.num_heads)} for {len(self.depths)} depths."
+                " Make both lists equally long."
+            )
+        for stage, heads in enumerate(self.num_heads):
+            width = self.embed_dim * 2**stage
+            if width % heads:
+                raise ValueError(
+                    f"num_heads: stage {stage} has width {width}, which {heads} heads do not divide. Choose a divisor of {width}."
+                )
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token of the last stage, per side."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+
+class SwinConfig(SwinBaseConfig):
+    """Swin Transformer (V1): pre-norm, dot-product attention, a table of relative position biases."""
+
+    name: Literal["swin"] = setting("swin", "Backbone.")
+
+
+class SwinV2Config(SwinBaseConfig):
+    """Swin Transformer V2: residual post-norm, scaled cosine attention, log-spaced continuous position bias."""
+
+    name: Literal["swin_v2"] = setting("swin_v2", "Backbone.")
+    window_size: PositiveInt = setting(12, "Side of an attention window.", unit="tokens", source="S table 1")
+    pretrained_window_sizes: tuple[int, ...] = setting(
+        (),
+        "Window of each stage in pre-training, for fine-tuning at another window; empty or 0: the window itself.",
+        unit="tokens",
+        source="R",
+    )
+    extra_norm_period: int = setting(
+        0,
+        "A LayerNorm on the main branch after every so many blocks of a stage; 0: none. SwinV2-H and G use 6.",
+        unit="blocks",
+        source="V2",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _pretrained_windows(self) -> "SwinV2Config":
+        if self.pretrained_window_sizes and len(self.pretrained_window_sizes) != len(self.depths):
+            raise ValueError(
+                f"pretrained_window_sizes: one number per stage, got {len(self.pretrained_window_sizes)} for"
+                f" {len(self.depths)} stages."
+                " Give one window per stage, or leave it out."
+            )
+        return self
+
+
+class CustomModelConfig(Section):
+    """A backbone of one's own: a function in an importable module that returns a module with embed, encode and stride."""
+
+    name: str = setting(..., "'module:attribute' of a function that builds the backbone.", pattern=r"^[\w.]+:[\w.]+$")
+    image_size: tuple[PositiveInt, PositiveInt] = setting((192, 192), "Height and width of the input.", unit="pixels")
+    patch_size: PositiveInt = setting(4, "Pixels per token of the embedding, per side.", unit="pixels")
+    in_chans: PositiveInt = setting(3, "Channels of the input image.", unit="channels")
+    stride: PositiveInt = setting(32, "Pixels per token of the last stage, per side.", unit="pixels")
+    options: dict[str, Any] = setting({}, "Keyword arguments of the function, besides those above.")
+
+    _square = field_validator("image_size", mode="before")(SwinBaseConfig._square.__func__)  # type: ignore[attr-defined]
+
+
+def _model_tag(value: Any) -> str:
+    name = value.get("name", "swin_v2") if isinstance(value, dict) else getattr(value, "name", "swin_v2")
+    return "custom" if ":" in str(name) else str(name)
+
+
+ModelConfig = Annotated[
+    Annotated[SwinConfig, Tag("swin")] | Annotated[SwinV2Config, Tag("swin_v2")] | Annotated[CustomModelConfig, Tag("custom")],
+    Discriminator(_model_tag),
+]
