@@ -9,7 +9,7 @@ from tests.multiprocess.engine_ranks import run_ranks
 # stage, accumulation, precision, activation checkpointing
 # (test_engine.py goes through all combinations with a smaller module)
 ONE_RANK = [(0, 1, "fp32", "none")]
-TWO_RANKS = [(1, 1, "fp32", "none"), (2, 4, "fp32", "block"), (3, 4, "fp32", "block"), (3, 2, "bf16", "block")]
+TWO_RANKS = [(1, 1, "fp32", "none"), (2, 2, "fp32", "block"), (3, 4, "fp32", "block"), (3, 1, "bf16", "block")]
 
 
 def run(world_size, runs, directory):
