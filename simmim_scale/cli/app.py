@@ -32,12 +32,19 @@ def _out() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+def _train(config: Path, overrides: list[str], *, tasks: tuple[str, ...]) -> int:
+    from simmim_scale.train.stop import StopRequest
+
+    with StopRequest() as stop:  # before the imports, which take seconds: a signal must not meet an unprepared process
+        from simmim_scale.cli.train import train
+
+        return train(config, overrides, tasks=tasks, stop=stop)
+
+
 @app.command()
 def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Pre-train by masked image modeling. The same command again resumes; `python -m launch` runs it on many ranks."""
-    from simmim_scale.cli.train import train
-
-    raise typer.Exit(train(config, overrides or [], tasks=("pretrain",)))
+    raise typer.Exit(_train(config, overrides or [], tasks=("pretrain",)))
 
 
 @app.command("config")

@@ -42,19 +42,23 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def train(config_path: Path, overrides: Sequence[str], *, tasks: Sequence[str]) -> int:
-    """Runs or resumes the training that a configuration describes; returns the exit code."""
+def train(config_path: Path, overrides: Sequence[str], *, tasks: Sequence[str], stop: StopRequest) -> int:
+    """Runs or resumes the training that a configuration describes; returns the exit code.
+
+    Args:
+        tasks: names of the tasks that the command may train.
+        stop: an installed handler of stop signals.
+    """
     with user_errors():
         config = load_config(config_path, overrides)
         _check_task(config, tasks)
-    with StopRequest() as stop:
-        # DeepSpeed 0.19.8 calls collectives that torch 2.14 renamed: nothing a user can act on.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-        runtime = start_runtime(config.engine.timeout_minutes)
-        try:
-            return _train_here(config, runtime, stop)
-        finally:
-            runtime.close()
+    # DeepSpeed 0.19.8 calls collectives that torch 2.14 renamed: nothing a user can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    runtime = start_runtime(config.engine.timeout_minutes)
+    try:
+        return _train_here(config, runtime, stop)
+    finally:
+        runtime.close()
 
 
 def _train_here(config: Config, runtime: Runtime, stop: StopRequest) -> int:

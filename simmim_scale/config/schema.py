@@ -244,7 +244,7 @@ class EngineConfig(Section):
     fp16_scale_window: PositiveInt = setting(
         1000, "fp16: steps without overflow before the scale doubles.", unit="steps", source="choice"
     )
-    fp16_min_scale: float = setting(1.0, "fp16: an overflow at this loss scale stops the run with advice.", source="choice", gt=0)
+    fp16_min_scale: PositiveInt = setting(1, "fp16: an overflow at this loss scale stops the run with advice.", source="choice")
     timeout_minutes: float = setting(
         30.0, "A collective that takes longer ends the run instead of hanging forever.", unit="minutes", source="choice", gt=0
     )

@@ -79,14 +79,11 @@ def _precision(engine: EngineConfig) -> dict[str, Any]:
 
 
 def _loss_scaling(engine: EngineConfig) -> dict[str, Any]:
-    floor = engine.fp16_min_scale
-    if floor != int(floor) or floor < 1:
-        raise ValueError(f"engine.fp16_min_scale: a whole number of at least 1 (DeepSpeed counts it so), got {floor}. Choose 1.")
     return {
         "loss_scale": 0,  # dynamic
         "initial_scale_power": engine.fp16_initial_scale_power,
         "loss_scale_window": engine.fp16_scale_window,
-        "min_loss_scale": int(floor),
+        "min_loss_scale": engine.fp16_min_scale,
         "hysteresis": 1,  # halve at every overflow: waiting would only skip more steps
     }
 

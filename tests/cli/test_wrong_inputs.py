@@ -3,8 +3,6 @@
 import hashlib
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,8 @@ import pytest
 import yaml
 
 from simmim_scale.data.shards import ShardIndex
+from tests.cli.train_many import train_many
 from tests.data.conftest import encode, picture, write_shards
-
-WORKER = Path(__file__).with_name("wrong_inputs_worker.py")
 
 # case -> (settings, what the message must name)
 CASES = {
@@ -78,12 +75,7 @@ def outcomes(places: dict[str, str], repository: Path) -> dict[str, dict]:
         runs[name] = [*base, f"run_dir={places['fresh']}", *(setting.format(**places) for setting in settings)]
     runs["resume after all of that"] = [*base, f"run_dir={places['trained']}"]
     runs["start where others failed"] = [*base, f"run_dir={places['fresh']}"]
-    done = subprocess.run(
-        [sys.executable, str(WORKER), json.dumps(runs)], cwd=repository, capture_output=True, text=True, timeout=400, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
-    assert lines, done.stdout + done.stderr
-    return json.loads(lines[0].removeprefix("RESULTS "))
+    return train_many(runs)
 
 
 @pytest.mark.parametrize("case", CASES)

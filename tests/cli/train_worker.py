@@ -11,13 +11,14 @@ from pathlib import Path
 
 from simmim_scale.cli.train import train
 from simmim_scale.engine.runtime import Runtime
+from simmim_scale.train.stop import StopRequest
 
 
 def run(config: str, *overrides: str) -> dict:
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            code = train(Path(config), overrides, tasks=("pretrain",))
+            code = train(Path(config), overrides, tasks=("pretrain",), stop=StopRequest())
         except SystemExit as leaving:
             code = leaving.code
     return {"code": code, "message": errors.getvalue()}
