@@ -14,23 +14,28 @@ def count_parameters(module: nn.Module) -> int:
     return sum(torch.Size(shape_of(parameter)).numel() for parameter in module.parameters())
 
 
-def multiply_adds(backbone: nn.Module, image_size: tuple[int, int]) -> int:
+def multiply_adds(backbone: nn.Module, image_size: tuple[int, int], *, in_chans: int | None = None) -> int:
     """Multiply-adds of the backbone's forward pass for one image: matrix products and convolutions, nothing elementwise.
 
-    Counted by running a copy on the meta device, so it costs no memory and no arithmetic, and measures the model that runs.
+    Counted by running a twin on the meta device, so it costs no memory and no arithmetic, and measures the model that runs.
 
     Args:
         image_size: (height, width) in pixels.
+        in_chans: channels of the image; None: the backbone's attribute of that name.
     """
-    on_meta = copy.deepcopy(backbone).to("meta") if not _is_meta(backbone) else backbone
-    image = torch.empty(1, backbone.in_chans, *image_size, device="meta", dtype=next(on_meta.parameters()).dtype)
-    was_training = on_meta.training
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        on_meta.eval()(image)
-    on_meta.train(was_training)
+    twin = _on_meta(backbone)
+    channels = backbone.in_chans if in_chans is None else in_chans
+    image = torch.empty(1, channels, *image_size, device="meta", dtype=next(twin.parameters()).dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin.eval()(image)
     return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 
-def _is_meta(module: nn.Module) -> bool:
-    return all(parameter.is_meta for parameter in module.parameters())
+def _on_meta(module: nn.Module) -> nn.Module:
+    # The memo hands deepcopy a shapeless twin for every tensor, so that not even a copy of the weights is made.
+    memo: dict[int, object] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty(shape_of(parameter), dtype=parameter.dtype, device="meta"))
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)

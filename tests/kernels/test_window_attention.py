@@ -195,3 +195,40 @@ def test_wrong_arguments_are_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         window_attention(**(arguments | change))
+
+
+@pytest.mark.parametrize("budget", [1, 3000, 1 << 30])
+def test_the_cut_into_chunks_does_not_change_the_cpu_form(budget, monkeypatch):
+    from simmim_scale.kernels.window_attention import cpu
+
+    shape = (8, 12, (4, 4), (2, 2), 3, 8)
+    inputs = random_arguments(shape, cosine=True)
+    arguments = {"num_heads": 3, "window": (4, 4), "shift": (2, 2), "logit_scale": inputs[2]}
+    expected = window_attention(*inputs[:2], implementation="reference", **arguments)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", budget)
+    ours = window_attention(*inputs[:2], implementation="cpu", **arguments)
+    torch.testing.assert_close(ours, expected)
+    monkeypatch.setattr(cpu, "CHUNK_BYTES", 12345)  # backward must not cut anew
+    for got, wanted in zip(gradients(ours, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (4, 4)])
+def test_the_cpu_form_saves_less_than_the_reference(shift):
+    saved = {}
+    for name in ("cpu", "reference"):
+        qkv, bias, scale = random_arguments((16, 16, (8, 8), shift, 2, 8), cosine=True, dtype=torch.float32)
+        sizes = {}
+
+        def remember(tensor, sizes=sizes):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            output = window_attention(
+                qkv, bias.float(), num_heads=2, window=(8, 8), shift=shift, logit_scale=scale.float(), implementation=name
+            )
+        assert output.requires_grad  # and so keeps what was saved alive until here: no address was used twice
+        saved[name] = sum(sizes.values())
+    assert saved["cpu"] < 0.7 * saved["reference"]

@@ -1,6 +1,6 @@
 """Window attention on a CPU: a few images and heads at a time, so that intermediate results stay in the cache.
 
-Saves the projection and one n x n matrix of weights per window and head for backward, where plain autograd saves four.
+Saves the projection and one n x n matrix per window and head for backward, where plain autograd saves two and copies of q, k, v.
 Letters: b batch, n tokens of one window, d head dim.
 """
 
@@ -112,7 +112,9 @@ class _Attention(torch.autograd.Function):
         output = rolled.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
         (out_blocks,) = plan.blocks(output, 1).unbind(0)
         kept = []
-        for chunk in _chunks(rolled, logit_scale, plan):
+        # Kept for backward, since the number of threads, on which the cut depends, may change in between.
+        ctx.bounds = list(plan.chunks(qkv.shape, torch.promote_types(qkv.dtype, torch.float32).itemsize))
+        for chunk in _chunks(rolled, logit_scale, plan, ctx.bounds):
             weights = chunk.weights(bias)
             plan.put(out_blocks, chunk.images, chunk.heads, torch.bmm(weights, chunk.v))
             if keep:
@@ -133,7 +135,7 @@ class _Attention(torch.autograd.Function):
         grad_scale = None if logit_scale is None else torch.zeros(plan.heads, dtype=wide)
         (grad_blocks,) = plan.blocks(grad_rolled, 1).unbind(0)
         parts = plan.blocks(grad_qkv, 3).unbind(0)
-        for chunk, weights in zip(_chunks(rolled, logit_scale, plan), kept, strict=True):
+        for chunk, weights in zip(_chunks(rolled, logit_scale, plan, ctx.bounds), kept, strict=True):
             grad_out = plan.take(grad_blocks, chunk.images, chunk.heads, wide)
             for part, gradient in zip(parts, chunk.backward(weights, grad_out, grad_bias, grad_scale), strict=True):
                 plan.put(part, chunk.images, chunk.heads, gradient)
@@ -185,12 +187,12 @@ class _Chunk:
         return grad_q, grad_k.addcmul_(self.k, along_k, value=-1).mul_(self.k_factor), grad_v
 
 
-def _chunks(rolled: Tensor, logit_scale: Tensor | None, plan: _Plan) -> Iterator[_Chunk]:
+def _chunks(rolled: Tensor, logit_scale: Tensor | None, plan: _Plan, bounds: list[tuple[slice, slice]]) -> Iterator[_Chunk]:
     wide = torch.promote_types(rolled.dtype, torch.float32)
     blocks = plan.blocks(rolled, 3).unbind(0)
     rows, columns = blocks[0].shape[1:3]
     scale = None if logit_scale is None else logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp()
-    for images, heads in plan.chunks(rolled.shape, wide.itemsize):
+    for images, heads in bounds:
         q, k, v = (plan.take(part, images, heads, wide) for part in blocks)
         if scale is None:
             q_factor, k_factor = q.shape[-1] ** -0.5, 1.0
