@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simmim_scale.kernels.window_attention.regions import shift_mask
+from simmim_scale.kernels.window_attention.regions import MASKED_LOGIT, window_regions
 
 MAX_LOGIT_SCALE = math.log(100.0)  # SwinV2 paper, section 3.3: the learnable scale is not smaller than tau = 0.01
 NORM_EPS = 1e-12  # below this a vector is not scaled to unit length; torch.nn.functional.normalize's default
@@ -37,9 +37,8 @@ def window_attention(
     rolled = torch.roll(qkv, (-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else qkv
     q, k, v = _partition(rolled, num_heads, window)
     logits = _logits(q, k, logit_scale, wide) + bias.to(wide)
-    mask = shift_mask(height, width, window, shift)
-    if mask is not None:
-        logits = logits + torch.from_numpy(mask).to(device=qkv.device, dtype=wide)[:, None]
+    if any(shift):
+        logits = logits + _shift_mask(height, width, window, shift, logits)[:, None]
     attended = torch.softmax(logits, dim=-1).to(v.dtype) @ v
     merged = _merge(attended, batch, height, width, window)
     return torch.roll(merged, shift, dims=(1, 2)) if any(shift) else merged
@@ -73,6 +72,12 @@ def _unit(vectors: Tensor) -> Tensor:
     """
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors * torch.where(norm > 0, norm.clamp(min=NORM_EPS).reciprocal(), 0.0)
+
+
+def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
+    """0 within a region and -100 between two, (windows, n, n); made on the device, since n x n tables of large images are large."""
+    region = torch.from_numpy(window_regions(height, width, window, shift)).to(like.device)
+    return (region[:, :, None] != region[:, None, :]).to(like.dtype) * MASKED_LOGIT
 
 
 def _merge(attended: Tensor, batch: int, height: int, width: int, window: tuple[int, int]) -> Tensor:

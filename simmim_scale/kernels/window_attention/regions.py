@@ -26,12 +26,3 @@ def window_regions(height: int, width: int, window: tuple[int, int], shift: tupl
     grid = 3 * rows[:, None] + columns[None, :]
     blocks = grid.reshape(height // window[0], window[0], width // window[1], window[1]).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(blocks.reshape(-1, window[0] * window[1]))
-
-
-@functools.lru_cache(maxsize=64)
-def shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray | None:
-    """What is added to the logits, (windows, n, n) float32 of 0 and -100; None where nothing is shifted. Do not write into it."""
-    if shift == (0, 0):
-        return None
-    regions = window_regions(height, width, window, shift)
-    return np.where(regions[:, :, None] != regions[:, None, :], np.float32(MASKED_LOGIT), np.float32(0.0))
