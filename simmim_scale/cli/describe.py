@@ -19,12 +19,15 @@ def describe_config(config: Config, *, world_size: int) -> dict[str, Any]:
 
     `parameters` and `multiply_adds` are of the backbone alone; multiply-adds are those of one image's forward pass.
 
+    Without shards and without data.train_samples there is nothing to plan with: the model alone is described, and `plan` says so.
+
     Raises:
-        ValueError: no number of samples to plan with, or a plan that does not work out.
+        ValueError: a plan that does not work out.
     """
-    plan = make_plan(
-        config.train, config.optimizer, config.schedule, num_samples=number_of_samples(config), world_size=world_size
-    )
+    samples = number_of_samples(config)
+    if samples is None:
+        return {**describe_model(config), "plan": f"none: no shards at {config.data.train!r}, and data.train_samples is not set"}
+    plan = make_plan(config.train, config.optimizer, config.schedule, num_samples=samples, world_size=world_size)
     return {**describe_model(config), **plan.as_json()}
 
 
@@ -53,16 +56,11 @@ def describe_model(config: Config) -> dict[str, Any]:
     }
 
 
-def number_of_samples(config: Config) -> int:
-    """Samples of the shards, or those that the configuration plans with while there are none."""
+def number_of_samples(config: Config) -> int | None:
+    """Samples of the shards, or those that the configuration plans with while there are none; None: neither."""
     if config.data.train and Path(config.data.train, "index.json").exists():
         return len(ShardIndex.load(Path(config.data.train)))
-    if config.data.train_samples:
-        return config.data.train_samples
-    raise ValueError(
-        f"data.train: no shards at {config.data.train or '(not set)'}, and data.train_samples is not set."
-        " Make the shards, or set data.train_samples to the number of samples to plan with."
-    )
+    return config.data.train_samples
 
 
 def plan_rows(plan: Plan) -> dict[str, str]:
@@ -86,6 +84,9 @@ def description_tables(description: dict[str, Any]) -> list[Table]:
     model.add_row("multiply-adds", f"{d['multiply_adds'] / 1e9:.2f}G of the backbone, forward, one image")
     model.add_row("mask", f"{d['hidden_cells']} of {d['mask_cells']} cells hidden")
     model.add_row("engine", f"ZeRO-{d['zero_stage']}, {d['precision']}")
+    if "plan" in d:
+        model.add_row("plan", d["plan"])
+        return [model]
     batch = _pairs("Batches and steps")
     batch.add_row("samples", f"{d['num_samples']:,}")
     batch.add_row(
