@@ -75,7 +75,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
-    """0 within a region and -100 between two, (windows, n, n); made on the device, since n x n tables of large images are large."""
+    """0 within a region, -100 between two, (windows, n, n); made on the device, where a copy of an n x n table would be slow."""
     region = torch.from_numpy(window_regions(height, width, window, shift)).to(like.device)
     return (region[:, :, None] != region[:, None, :]).to(like.dtype) * MASKED_LOGIT
 
