@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from simmim_scale.cli.app import app
 
-# Supplement, table 1, less the 1000-class head (1.025M, 1.537M, 2.817M) that it counts: millions of parameters of the backbone, billions of multiply-adds.
+# Supplement, table 1, less the 1000-class head that it counts (1.025M, 1.537M, 2.817M): millions of parameters of the backbone,
+# billions of multiply-adds.
 PUBLISHED = {
     "swin_b_100ep": (86.7, 11.3),
     "swin_l_800ep": (195.2, 26.0),
