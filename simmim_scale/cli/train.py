@@ -34,6 +34,7 @@ from simmim_scale.reports.terminal import Terminal, configure_logging
 from simmim_scale.reports.throughput import Throughput, device_peak_flops, training_flops_per_image
 from simmim_scale.tasks import build_task
 from simmim_scale.tasks.pretrain import PretrainTask
+from simmim_scale.tasks.pretrained import find_weights
 from simmim_scale.train.loop import Loop, Outcome, cadence, fit
 from simmim_scale.train.run_directory import RunDirectory
 from simmim_scale.train.stop import StopRequest
@@ -159,7 +160,7 @@ def _engine(
     config: Config, task: PretrainTask, plan: Plan, runtime: Runtime, saved: SavedState | None, store: RunStateStore
 ) -> Engine:
     # Read before anything is built: wrong weights should cost seconds.
-    initial = load_weights(config.init_from) if config.init_from and saved is None else None
+    initial = load_weights(find_weights(config.init_from)) if config.init_from and saved is None else None
 
     def build_module():
         module = task.build_module()
