@@ -103,6 +103,12 @@ class DataConfig(Section):
         4, "Processes that decode images, per rank; 0: the rank itself does it.", unit="processes", source="choice", ge=0
     )
     prefetch: PositiveInt = setting(4, "Micro-batches that each worker keeps ready.", unit="micro-batches", source="choice")
+    mixed_shards: PositiveInt = setting(
+        256,
+        "Shards' worth of samples that are mixed at any time, over all nodes; sets with fewer shards are mixed as a whole.",
+        unit="shards",
+        source="choice",
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> "DataConfig":
@@ -300,7 +306,7 @@ class Config(Section):
         0, "Seed of the weights, the order of samples, crops, masks and drop path.", source="choice", ge=0, lt=2**32
     )
     run_dir: str = setting("runs/run", "Directory of everything the run writes; the same directory resumes it.")
-    init_from: str | None = setting(None, "Directory of portable weights to start from (not a resume); null: random.")
+    init_from: str | None = setting(None, "Portable weights, or a finished run, to start from (not a resume); null: random.")
     model: ModelConfig = setting(SwinV2Config(), "The backbone.")
     objective: ObjectiveConfig = setting(ObjectiveConfig(), "What is predicted.")
     mask: MaskConfig = setting(MaskConfig(), "What is hidden.")

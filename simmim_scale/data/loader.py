@@ -63,10 +63,11 @@ def build_training_loader(
     workers = Workers(data.workers, data.prefetch, pin_memory)
     workers.warn_of_cores()
     view = PretrainingView(data=data, mask=mask, image_size=image_size, seed=seed)
+    order = SampleOrder(shard_sizes(index), seed=seed, mixed_shards=data.mixed_shards)
     return TrainingLoader(
         ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed),
-        order=SampleOrder(len(index), seed=seed),
-        share=BatchShare(global_batch, micro_batch, accumulation, rank, world_size),
+        order=order,
+        share=BatchShare(global_batch, micro_batch, accumulation, rank, world_size, lanes=order.lanes),
         start_position=start_position,
         quarantine=Quarantine(quarantine, rank=rank),
         workers=workers,
@@ -99,7 +100,7 @@ def build_validation_loader(
     count = len(index) if samples is None else min(samples, len(index))
     return ValidationLoader(
         ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed, replaced_is_valid=False),
-        samples=SampleOrder(len(index), seed=seed, stream=Stream.VALIDATION_ORDER).ids(0, count),
+        samples=SampleOrder(shard_sizes(index), seed=seed, stream=Stream.VALIDATION_ORDER).ids(0, count),
         micro_batch=micro_batch,
         rank=rank,
         world_size=world_size,
@@ -189,16 +190,14 @@ class TrainingLoader:
         self.close()
 
     def _requests(self, start: int) -> Iterator[BatchRequest]:
-        while True:
-            for accumulation_round in range(self.share.accumulation):
-                positions = self.share.positions(start, accumulation_round)
+        for rounds in self.share.steps(start):
+            for positions in rounds:
                 yield BatchRequest(
-                    positions=np.arange(positions.start, positions.stop, dtype=np.int64),
-                    epochs=self.order.epochs(positions.start, positions.stop),
-                    samples=self.order.ids(positions.start, positions.stop),
+                    positions=positions,
+                    epochs=self.order.epochs(positions),
+                    samples=self.order.at(positions),
                     valid=np.ones(len(positions), dtype=bool),
                 )
-            start += self.share.global_batch
 
 
 class ValidationLoader:
@@ -251,17 +250,21 @@ class ValidationLoader:
 
     def first(self, count: int) -> Batch:
         """The first `count` samples of the pass (fewer if there are fewer), loaded here and now, the same on every rank."""
-        loaded = self.dataset.__getitems__(self._request(range(min(count, len(self.samples)))))
+        loaded = self.dataset.__getitems__(self._request(np.arange(min(count, len(self.samples)))))
         if isinstance(loaded, ValueError):
             raise loaded
         return loaded[0]
 
-    def _rounds(self) -> Iterator[range]:
-        return (self.share.positions(start, 0) for start in range(0, len(self.samples), self.share.global_batch))
+    def _rounds(self) -> Iterator[np.ndarray]:
+        return (self.share.rounds(start)[0] for start in range(0, len(self.samples), self.share.global_batch))
 
-    def _request(self, positions: range) -> BatchRequest:
-        rows = np.arange(positions.start, positions.stop, dtype=np.int64)
+    def _request(self, rows: np.ndarray) -> BatchRequest:
         inside = np.minimum(rows, len(self.samples) - 1)
         return BatchRequest(
             positions=inside, epochs=np.zeros_like(inside), samples=self.samples[inside], valid=rows < len(self.samples)
         )
+
+
+def shard_sizes(index: ShardIndex) -> np.ndarray:
+    """Samples of every shard, int64."""
+    return np.diff(index.starts)
