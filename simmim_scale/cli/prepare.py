@@ -1,0 +1,190 @@
+"""Everything between a configuration and the first step: what a run consists of, checked and built in an order that finds wrong
+input before it costs time.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import nn
+
+from simmim_scale.cli.describe import describe_model, plan_rows
+from simmim_scale.cli.together import on_every_rank, on_main
+from simmim_scale.config.plan import Plan, make_plan
+from simmim_scale.config.schema import Config
+from simmim_scale.engine.checkpoint import RunStateStore, SavedState
+from simmim_scale.engine.engine import Engine, build_engine
+from simmim_scale.engine.precision import require_precision
+from simmim_scale.engine.runtime import Runtime
+from simmim_scale.kernels import dispatch
+from simmim_scale.models.weights import Weights, load_into, load_weights
+from simmim_scale.reports.environment import describe_device, describe_machine, git_version, package_versions
+from simmim_scale.reports.records import OpRow, RunHeader
+from simmim_scale.reports.sinks import Sinks, make_sinks
+from simmim_scale.reports.terminal import Terminal
+from simmim_scale.reports.throughput import Throughput, device_peak_flops, training_flops_per_image
+from simmim_scale.tasks import build_task
+from simmim_scale.tasks.pretrain import PretrainTask
+from simmim_scale.tasks.pretrained import find_weights
+from simmim_scale.train.run_directory import RunDirectory
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose input was found to be right; nothing is built yet.
+
+    Attributes:
+        saved: the run state to resume from, or None for a new run.
+        initial: weights to start from, or None.
+        lock: keeps other processes out of the run directory; None on all ranks but the main one.
+    """
+
+    config: Config
+    runtime: Runtime
+    directory: RunDirectory
+    task: PretrainTask
+    plan: Plan
+    store: RunStateStore
+    saved: SavedState | None
+    initial: Weights | None
+    lock: IO[str] | None
+
+    @property
+    def start_step(self) -> int:
+        return self.saved.step if self.saved else 0
+
+
+def prepare(config: Config, runtime: Runtime) -> Prepared:
+    """Opens the data, makes the plan, claims the run directory and finds what to resume from. Collective.
+
+    Raises:
+        ValueError: on all ranks alike, saying what is wrong.
+    """
+    directory = RunDirectory(Path(config.run_dir))
+    task, plan = on_every_rank(runtime, lambda: _open(config, runtime))
+    lock = on_main(runtime, lambda: _claim(directory, config))
+    store = RunStateStore(directory.checkpoints, runtime, config.checkpoint)
+    saved = store.newest()
+    initial = on_every_rank(runtime, lambda: _check_state(config, task, saved))
+    return Prepared(config, runtime, directory, task, plan, store, saved, initial, lock)
+
+
+def _open(config: Config, runtime: Runtime) -> tuple[PretrainTask, Plan]:
+    require_precision(config.engine.precision, runtime.device)
+    task = build_task(config)
+    plan = make_plan(config.train, config.optimizer, config.schedule, num_samples=task.num_samples, world_size=runtime.world_size)
+    return task, plan
+
+
+def _claim(directory: RunDirectory, config: Config) -> IO[str]:
+    directory.check(config)
+    return directory.claim(config)
+
+
+def _check_state(config: Config, task: PretrainTask, saved: SavedState | None) -> Weights | None:
+    """Makes sure that a save fits the data; reads the weights to start from, where there is no save."""
+    if saved is None:
+        return load_weights(find_weights(config.init_from)) if config.init_from else None
+    if saved.client_state.get("num_samples") != task.num_samples:
+        raise ValueError(
+            f"data.train: the run began with {saved.client_state.get('num_samples')} samples, the shards hold {task.num_samples}."
+            " Positions would no longer mean the same samples. Restore the shards, or start another run_dir with init_from."
+        )
+    return None
+
+
+def build(run: Prepared) -> Engine:
+    """The engine with its module, at the step to go on from. Collective.
+
+    Raises:
+        ValueError: weights or a save that do not fit the model.
+    """
+    config, plan = run.config, run.plan
+
+    def build_module() -> nn.Module:
+        module = run.task.build_module()
+        if run.initial is not None:
+            load_into(module, run.initial.state, source=str(config.init_from))
+        return module
+
+    engine = build_engine(
+        build_module,
+        engine=config.engine,
+        optimizer=config.optimizer,
+        lr=plan.lr,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        global_batch=plan.global_batch,
+        runtime=run.runtime,
+        seed=config.seed,
+        max_nonfinite_steps=config.train.max_nonfinite_steps,
+        extra=config.deepspeed,
+    )
+    if run.saved is not None:
+        run.store.load(engine, run.saved)
+    return engine
+
+
+def open_sinks(run: Prepared, terminal: Terminal) -> Sinks:
+    """Where records go; on all ranks but the main one they go nowhere. Collective.
+
+    Raises:
+        ValueError: a package that was asked for is not installed, or an op has no implementation here.
+    """
+    sinks = on_main(
+        run.runtime,
+        lambda: make_sinks(
+            run.config.report,
+            run.directory.path,
+            total_steps=run.plan.total_steps,
+            start_step=run.start_step,
+            config=run.config.model_dump(mode="json"),
+            terminal=terminal,
+        ),
+    )
+    return sinks or Sinks()
+
+
+def make_header(run: Prepared) -> RunHeader:
+    """What a person needs to know before the first step.
+
+    Raises:
+        ValueError: an op whose named implementation cannot run here.
+    """
+    config, model = run.config, describe_model(run.config)
+    ops = dispatch.describe(config.kernels.model_dump(), device=run.runtime.device, dtype=DTYPES[config.engine.precision])
+    sizes = f"{model['parameters'] / 1e6:.1f}M parameters, {model['multiply_adds'] / 1e9:.2f}G multiply-adds"
+    engine = config.engine
+    return RunHeader(
+        run_dir=config.run_dir,
+        command=shlex.join(["simmim", *sys.argv[1:]]),
+        device=describe_device(run.runtime.device),
+        world_size=run.runtime.world_size,
+        git=git_version(),
+        versions=package_versions(),
+        machine=describe_machine(),
+        ops=tuple(OpRow(**row) for row in ops),
+        plan={
+            "model": f"{model['backbone']}, {sizes}",
+            "engine": f"ZeRO-{engine.zero_stage}, {engine.precision}, activation checkpointing {engine.activation_checkpointing}",
+            **plan_rows(run.plan),
+        },
+        start_step=run.start_step,
+    )
+
+
+def make_meter(run: Prepared) -> Throughput:
+    """Measures images per second, waiting, and MFU where the device's peak is known."""
+    config, world_size = run.config, run.runtime.world_size
+    known = device_peak_flops(describe_device(run.runtime.device), config.engine.precision)
+    peak = config.report.peak_tflops * 1e12 if config.report.peak_tflops else known
+    return Throughput(
+        run.plan.global_batch,
+        flops_per_image=training_flops_per_image(describe_model(config)["multiply_adds"]),
+        peak_flops=peak * world_size if peak else None,
+    )
