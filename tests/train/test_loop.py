@@ -1,0 +1,186 @@
+"""The order of things in `fit`, with everything around it replaced by records of what was called."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from simmim_scale.config.plan import Plan, make_plan
+from simmim_scale.config.schema import OptimizerConfig, StepConfig, TrainConfig
+from simmim_scale.engine.engine import StepResult
+from simmim_scale.reports.throughput import Throughput
+from simmim_scale.train.evaluate import evaluate
+from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
+from simmim_scale.train.stop import StopRequest
+
+
+def make(steps: int = 6, accumulation: int = 2) -> Plan:
+    train = TrainConfig(steps=steps, global_batch=4, micro_batch=4 // accumulation)
+    return make_plan(train, OptimizerConfig(), StepConfig(warmup_epochs=0), num_samples=10, world_size=1)
+
+
+@dataclass
+class FakeRuntime:
+    device: str = "cpu"
+    is_main: bool = True
+    world_size: int = 1
+
+    def any_rank(self, flag: bool) -> bool:
+        return flag
+
+    def gather_objects(self, value):
+        return [value]
+
+    def memory_bytes(self) -> int:
+        return 1
+
+
+@dataclass
+class FakeEngine:
+    events: list
+    step: int = 0
+    seen: list = field(default_factory=list)
+
+    def train_step(self, micro_batches) -> StepResult:
+        self.step += 1
+        self.seen.append([int(batch["position"]) for batch in micro_batches])
+        self.events.append(f"train {self.step}")
+        return StepResult(self.step, 1.0 / self.step, 0.1, 1.0, False, None, None, 0)
+
+    def evaluate_step(self, batch):
+        self.events.append("evaluate")
+        return {"value": batch["position"]}
+
+
+@dataclass
+class FakeStore:
+    events: list
+
+    def save(self, engine, client_state) -> None:
+        self.events.append(f"save {engine.step} at {client_state['position']}")
+
+
+@dataclass
+class FakeSinks:
+    events: list
+    records: list = field(default_factory=list)
+
+    def write_step(self, record) -> None:
+        self.records.append(record)
+        self.events.append(f"record {record.step}")
+
+    def write_picture(self, step, name, picture) -> None:
+        self.events.append(f"picture {step} {name}")
+
+
+class Total:
+    """Evaluator: the sum of the positions it saw."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def update(self, batch, outputs) -> None:
+        self.total += int(outputs["value"])
+
+    def state(self) -> int:
+        return self.total
+
+    def result(self, states) -> dict[str, float]:
+        return {"val_total": float(sum(states))}
+
+
+class FakeValidation:
+    def batches(self):
+        return [{"position": torch.tensor(5)}, {"position": torch.tensor(7)}]
+
+    def evaluators(self, step):
+        return [Total()]
+
+    def pictures(self, step):
+        return {"drawing": None}
+
+
+def build(plan: Plan, *, stop: StopRequest | None = None, start: int = 0, validation=None, every=3, save=4):
+    events: list[str] = []
+    engine, sinks = FakeEngine(events, step=start), FakeSinks(events)
+    loader = iter({"position": torch.tensor(position)} for position in range(1000))
+    loop = Loop(
+        engine=engine,
+        plan=plan,
+        runtime=FakeRuntime(),
+        loader=loader,
+        validation=validation,
+        validate=Cadence(every, plan.total_steps),
+        save=Cadence(save, plan.total_steps),
+        store=FakeStore(events),
+        sinks=sinks,
+        meter=Throughput(plan.global_batch),
+        stop=stop or StopRequest(),
+        facts={"num_samples": 10},
+    )
+    return loop, events, sinks
+
+
+def test_records_come_before_the_save_that_covers_them_and_every_step_has_one():
+    loop, events, sinks = build(make(), validation=FakeValidation())
+    assert fit(loop) is Outcome.FINISHED
+    step3 = ["train 3", "evaluate", "evaluate", "record 3", "picture 3 drawing"]
+    step6 = ["train 6", "evaluate", "evaluate", "record 6", "picture 6 drawing", "save 6 at 24"]
+    assert events == [
+        *("train 1", "record 1", "train 2", "record 2"),
+        *step3,
+        *("train 4", "record 4", "save 4 at 16", "train 5", "record 5"),
+        *step6,
+    ]
+    assert [record.step for record in sinks.records] == [1, 2, 3, 4, 5, 6]
+    assert sinks.records[2].validation == {"val_total": 12.0}
+    assert sinks.records[0].validation is None
+    assert sinks.records[-1].epoch == pytest.approx(2.4)
+
+
+def test_a_step_takes_as_many_micro_batches_as_the_plan_says():
+    loop, _, _ = build(make(steps=2, accumulation=4))
+    fit(loop)
+    assert loop.engine.seen == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_stop_saves_the_step_in_hand_and_leaves():
+    stop = StopRequest()
+    loop, events, _ = build(make(), stop=stop)
+    train_step = loop.engine.train_step
+
+    def interrupted(batches):
+        if loop.engine.step == 1:
+            stop.received = "SIGTERM"
+        return train_step(batches)
+
+    loop.engine.train_step = interrupted
+    assert fit(loop) is Outcome.PREEMPTED
+    assert events == ["train 1", "record 1", "train 2", "record 2", "save 2 at 8"]
+
+
+def test_a_stop_at_the_last_step_is_a_finished_run():
+    stop = StopRequest()
+    stop.received = "SIGTERM"
+    loop, events, _ = build(make(), stop=stop, start=5)
+    assert fit(loop) is Outcome.FINISHED
+    assert events == ["train 6", "record 6", "save 6 at 24"]
+
+
+def test_a_finished_run_trains_no_more():
+    loop, events, _ = build(make(), start=6)
+    assert fit(loop) is Outcome.FINISHED
+    assert events == []
+
+
+def test_cadence_defaults_to_an_epoch_and_never_misses_the_last_step():
+    plan = make(steps=7)
+    assert [step for step in range(1, 8) if cadence(None, plan).due(step)] == [2, 4, 6, 7]
+    assert [step for step in range(1, 8) if cadence(5, plan).due(step)] == [5, 7]
+
+
+def test_ranks_that_are_not_main_report_no_figures():
+    runtime = FakeRuntime(is_main=False)
+    engine = FakeEngine([])
+    assert evaluate(engine, FakeValidation().batches(), [Total()], runtime) == {}
+    assert engine.events == ["evaluate", "evaluate"]
