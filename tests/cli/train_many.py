@@ -5,15 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-WORKER = Path(__file__).with_name("train_worker.py")
+REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT = 400  # seconds
 
 
 def train_many(runs: dict[str, list[str]]) -> dict[str, dict]:
     """name -> [CONFIG, KEY=VALUE, ...] becomes name -> {"code": exit code, "message": what went to stderr}."""
     done = subprocess.run(
-        [sys.executable, str(WORKER), json.dumps(runs)],
-        cwd=WORKER.parents[2],
+        [sys.executable, "-m", "tests.cli.train_worker", json.dumps(runs)],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
