@@ -9,6 +9,8 @@ from rich.table import Table
 from simmim_scale.config.plan import Plan, make_plan
 from simmim_scale.config.schema import Config
 from simmim_scale.data.masks import num_hidden
+from simmim_scale.data.remote import is_remote
+from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.models.complexity import count_parameters, multiply_adds
 from simmim_scale.objectives.simmim import build_simmim
@@ -58,6 +60,8 @@ def describe_model(config: Config) -> dict[str, Any]:
 
 def number_of_samples(config: Config) -> int | None:
     """Samples of the shards, or those that the configuration plans with while there are none; None: neither."""
+    if is_remote(config.data.train):
+        return config.data.train_samples or len(open_index(config.data.train, config.data.remote))
     if config.data.train and Path(config.data.train, "index.json").exists():
         return len(ShardIndex.load(Path(config.data.train)))
     return config.data.train_samples

@@ -25,6 +25,7 @@ __all__ = [
     "MultiStepConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "RemoteConfig",
     "ReportConfig",
     "ScheduleConfig",
     "StepConfig",
@@ -77,11 +78,33 @@ class MaskConfig(Section):
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
+class RemoteConfig(Section):
+    """How shards at a URL are read: through fsspec, whole, into a bounded cache on every node."""
+
+    cache_dir: str = setting("~/.cache/simmim_scale", "Directory of the cache, on a local disk; all ranks of a node share it.")
+    cache_gb: float = setting(
+        200.0, "Most that cached shards take; those used longest ago are dropped.", unit="GB", source="choice", gt=0
+    )
+    downloads: int = setting(
+        2, "Shards that a rank fetches ahead at the same time; 0: none is fetched ahead.", unit="shards", source="choice", ge=0
+    )
+    attempts: PositiveInt = setting(
+        8, "How often a piece of a file is asked for, with pauses from .25 s that double.", unit="times", source="choice"
+    )
+    timeout_s: float = setting(60.0, "A piece (16 MB) that takes longer is asked for again.", unit="s", source="choice", gt=0)
+    options: dict[str, Any] = setting(
+        {}, "Passed to fsspec's file system, e.g. endpoint_url. Keep credentials in the environment, not here."
+    )
+
+
 class DataConfig(Section):
     """Where samples come from and how an image becomes the model's input."""
 
-    train: str = setting("", "Directory of shards (made by `python -m data_tools shard`) to train on.")
-    validation: str | None = setting(None, "Directory of shards held out for validation; null: none.")
+    train: str = setting(
+        "", "Shards (made by `python -m data_tools shard`) to train on: a directory, or a URL (s3://, https:// ...)."
+    )
+    validation: str | None = setting(None, "Shards held out for validation: a directory, or a URL; null: none.")
+    remote: RemoteConfig = setting(RemoteConfig(), "Reading shards at a URL.")
     train_samples: PositiveInt | None = setting(
         None,
         "Number of samples to plan with while the shards are not there (describe, plan). A run counts them itself.",

@@ -13,8 +13,10 @@ import numpy as np
 from simmim_scale.config.schema import DataConfig, MaskConfig
 from simmim_scale.data.dataset import Batch, BatchRequest, ShardDataset
 from simmim_scale.data.order import BatchShare, SampleOrder
+from simmim_scale.data.prefetch import NoPrefetch, ShardPrefetcher
 from simmim_scale.data.quarantine import Quarantine
 from simmim_scale.data.random import Stream
+from simmim_scale.data.remote_index import RemoteIndex
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.data.stream import ShardReader
 from simmim_scale.data.views import PretrainingView, ValidationView
@@ -71,6 +73,7 @@ def build_training_loader(
         start_position=start_position,
         quarantine=Quarantine(quarantine, rank=rank),
         workers=workers,
+        prefetch=_prefetch(index, order, downloads=data.remote.downloads),
     )
 
 
@@ -122,6 +125,7 @@ class TrainingLoader:
         start_position: Where to begin, any position of the stream.
         quarantine: Takes the damaged images.
         workers: Processes that load ahead.
+        prefetch: Fetches remote shards ahead.
     """
 
     def __init__(
@@ -133,9 +137,11 @@ class TrainingLoader:
         start_position: int,
         quarantine: Quarantine,
         workers: Workers,
+        prefetch: ShardPrefetcher | NoPrefetch | None = None,
     ):
         self.dataset = dataset
         self.order = order
+        self.prefetch = prefetch or NoPrefetch()
         self.share = share
         self.quarantine = quarantine
         self.workers = workers
@@ -182,6 +188,7 @@ class TrainingLoader:
         self._start, self._num_handed = self.position, 0
         self._stream.close()
         self._stream = None
+        self.prefetch.close()
 
     def __enter__(self) -> "TrainingLoader":
         return self
@@ -191,6 +198,7 @@ class TrainingLoader:
 
     def _requests(self, start: int) -> Iterator[BatchRequest]:
         for rounds in self.share.steps(start):
+            self.prefetch.advance(rounds.ravel())
             for positions in rounds:
                 yield BatchRequest(
                     positions=positions,
@@ -268,3 +276,9 @@ class ValidationLoader:
 def shard_sizes(index: ShardIndex) -> np.ndarray:
     """Samples of every shard, int64."""
     return np.diff(index.starts)
+
+
+def _prefetch(index: ShardIndex, order: SampleOrder, *, downloads: int) -> ShardPrefetcher | NoPrefetch:
+    if not isinstance(index, RemoteIndex) or index.cache is None or not downloads:
+        return NoPrefetch()
+    return ShardPrefetcher(index.cache, order, downloads=downloads)

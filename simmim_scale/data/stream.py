@@ -1,4 +1,5 @@
-"""Reads single samples out of local tar shards by memory map and offset: no tar is parsed, no byte is copied.
+"""Reads single samples out of tar shards by memory map and offset: no tar is parsed, no byte is copied. Remote shards are
+mapped in their cache.
 
 Random access by design: the order of samples is a pure function (see `data/order.py`), and the page cache serves it.
 """
@@ -6,7 +7,9 @@ Random access by design: the order of samples is a pure function (see `data/orde
 import mmap
 import resource
 from collections import OrderedDict
+from typing import BinaryIO
 
+from simmim_scale.data.remote_index import RemoteIndex
 from simmim_scale.data.shards import ShardIndex
 
 
@@ -59,7 +62,7 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        with open(self.index.shard_path(shard), "rb") as file:
+        with self._open_file(shard) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # Images lie all over the shard: reading ahead would fetch neighbours that are needed at some other time.
         mapped.madvise(mmap.MADV_RANDOM)
@@ -68,3 +71,11 @@ class ShardReader:
             self._open.popitem(last=False)
         self._open[shard] = memoryview(mapped)
         return self._open[shard]
+
+    def _open_file(self, shard: int) -> BinaryIO:
+        if not isinstance(self.index, RemoteIndex) or self.index.cache is None:
+            return open(self.index.shard_path(shard), "rb")
+        file = self.index.cache.open(shard)
+        for held in [held for held in self._open if not self.index.shard_path(held).exists()]:
+            del self._open[held]  # the cache has dropped it, but its space is free only when no map holds it
+        return file

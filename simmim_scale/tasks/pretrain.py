@@ -13,6 +13,7 @@ from torch import nn
 from simmim_scale.config.plan import Plan
 from simmim_scale.config.schema import Config
 from simmim_scale.data.loader import TrainingLoader, ValidationLoader, build_training_loader, build_validation_loader
+from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.objectives.simmim import SimMIM, build_simmim
 from simmim_scale.reports.reconstructions import gallery_path
@@ -30,8 +31,9 @@ def build(config: Config) -> "PretrainTask":
             "data.train: the directory of shards to train on is not set."
             " Make one with `python -m data_tools shard folder IMAGES DIR` and set data.train=DIR."
         )
-    validation = ShardIndex.load(Path(config.data.validation)) if config.data.validation else None
-    return PretrainTask(config=config, train_index=ShardIndex.load(Path(config.data.train)), validation_index=validation)
+    remote = config.data.remote
+    validation = open_index(config.data.validation, remote) if config.data.validation else None
+    return PretrainTask(config=config, train_index=open_index(config.data.train, remote), validation_index=validation)
 
 
 @dataclass(frozen=True)

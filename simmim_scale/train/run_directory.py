@@ -27,6 +27,7 @@ CHANGEABLE = (
     "data.train_samples",
     "data.workers",
     "data.prefetch",
+    "data.remote",
     "train.micro_batch",
     "train.max_nonfinite_steps",
     "engine.activation_checkpointing",
