@@ -5,7 +5,7 @@ Heavy imports happen inside the commands, so that `simmim --help` answers at onc
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -32,19 +32,20 @@ def _out() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _train(config: Path, overrides: list[str], *, tasks: tuple[str, ...]) -> int:
+def _train(config: Path, overrides: list[str], *, tasks: tuple[str, ...]) -> NoReturn:
     from simmim_scale.train.stop import StopRequest
 
     with StopRequest() as stop:  # before the imports, which take seconds: a signal must not meet an unprepared process
         from simmim_scale.cli.train import train
+        from simmim_scale.engine.runtime import leave
 
-        return train(config, overrides, tasks=tasks, stop=stop)
+        leave(train(config, overrides, tasks=tasks, stop=stop))
 
 
 @app.command()
 def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Pre-train by masked image modeling. The same command again resumes; `python -m launch` runs it on many ranks."""
-    raise typer.Exit(_train(config, overrides or [], tasks=("pretrain",)))
+    _train(config, overrides or [], tasks=("pretrain",))
 
 
 @app.command("config")

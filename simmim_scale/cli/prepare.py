@@ -69,8 +69,13 @@ def prepare(config: Config, runtime: Runtime) -> Prepared:
     task, plan = on_every_rank(runtime, lambda: _open(config, runtime))
     lock = on_main(runtime, lambda: _claim(directory, config))
     store = RunStateStore(directory.checkpoints, runtime, config.checkpoint)
-    saved = store.newest()
-    initial = on_every_rank(runtime, lambda: _check_state(config, task, saved))
+    try:
+        saved = store.newest()
+        initial = on_every_rank(runtime, lambda: _check_state(config, task, saved))
+    except ValueError:
+        if lock is not None:
+            lock.close()
+        raise
     return Prepared(config, runtime, directory, task, plan, store, saved, initial, lock)
 
 

@@ -19,7 +19,7 @@ from simmim_scale.engine import checkpoint, precision
 from simmim_scale.engine.checkpoint import RunStateStore
 from simmim_scale.engine.engine import Engine, build_engine
 from simmim_scale.engine.guard import LossScaleError, NonFiniteError
-from simmim_scale.engine.runtime import Runtime, start_runtime
+from simmim_scale.engine.runtime import Runtime, leave, start_runtime
 
 STAGES = (0, 1, 2, 3)
 CLIP = 0.4
@@ -275,6 +275,7 @@ def main() -> None:
     for name in names:
         _report(runtime, name, scenarios[name](runtime, directory))
     runtime.close()
+    leave(0)
 
 
 if __name__ == "__main__":

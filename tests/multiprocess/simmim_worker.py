@@ -16,7 +16,7 @@ from simmim_scale.config.schema import (
     SwinV2Config,
 )
 from simmim_scale.engine.engine import build_engine
-from simmim_scale.engine.runtime import Runtime, start_runtime
+from simmim_scale.engine.runtime import Runtime, leave, start_runtime
 from simmim_scale.objectives.simmim import build_simmim
 
 GLOBAL_BATCH = 8
@@ -92,6 +92,7 @@ def main() -> None:
     found = {"-".join(map(str, run)): curve(runtime, *run) for run in runs}
     sys.stdout.write(f"RESULT simmim {json.dumps(found)}\n")
     runtime.close()
+    leave(0)
 
 
 if __name__ == "__main__":
