@@ -133,7 +133,8 @@ class RemoteDirectory:
                     self._pause(attempt)
         raise RemoteError(
             f"{what}: not read after {self.remote.attempts} attempts; the last one: {_short(cause)}."
-            " Check the network and the server, then run the same command again; data.remote.attempts and data.remote.timeout_s set the patience."
+            " Check the network and the server, then run the same command again; data.remote.attempts and data.remote.timeout_s"
+            " set the patience."
         ) from cause
 
     def _pause(self, attempt: int) -> None:

@@ -45,7 +45,8 @@ def open_index(location: str | os.PathLike[str], remote: RemoteConfig) -> ShardI
     except (OSError, RemoteError) as error:
         raise ValueError(
             f"{location}: the index of the shards cannot be read ({type(error).__name__}: {error})."
-            f" Check the URL, the rights, and that {INDEX_NAME} lies there; the directory that `python -m data_tools shard` wrote must be copied whole."
+            f" Check the URL, the rights, and that {INDEX_NAME} lies there; copy the directory that `python -m data_tools shard`"
+            " wrote as a whole."
         ) from error
     index = ShardIndex.load(directory, check=False)
     cache = ShardCache(source, index.shards, directory=directory, root=root, limit=int(remote.cache_gb * 1e9))

@@ -1,0 +1,99 @@
+"""`simmim bench ...`: measurements of parts of the system on this machine."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from simmim_scale.cli.exit_codes import user_errors
+
+bench_app = typer.Typer(help="Measure parts of the system on this machine.", no_args_is_help=True)
+
+
+@bench_app.callback()
+def _bench() -> None:
+    """Measure parts of the system on this machine."""
+
+
+@bench_app.command()
+def loader(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; data.train names the shards to measure on.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Different images to measure on.")] = 256,
+    workers: Annotated[int, typer.Option(min=0, help="Processes of the whole loaders.")] = 2,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of 32 taken from each of the whole loaders, in three turns.")] = 24,
+    gpu: Annotated[str, typer.Option(help="GPU to compute the demand for.")] = "H100",
+    gpu_images_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="Images per second of one GPU from a run, instead of an estimate.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Images per second and core of reading, decoding, views, batching and transfer, against ImageFolder and PIL."""
+    import torch
+
+    from simmim_scale.bench.demand import estimate_demand
+    from simmim_scale.bench.loader import BenchOptions, bench_loader
+    from simmim_scale.config.load import load_config
+
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        settings = load_config(config, overrides or [])
+        demand = estimate_demand(settings, gpu=gpu, measured=gpu_images_per_second)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        result = bench_loader(settings, BenchOptions(images=images, workers=workers, batches=batches), device=device)
+    result["demand"] = demand.as_json(images_per_core_second=result["per_core"]["images_per_second"])
+    if as_json:
+        console.print(json.dumps(result, indent=2), markup=False)
+        return
+    for table in loader_tables(result):
+        console.print(table)
+
+
+def loader_tables(result: dict[str, Any]) -> list[Table]:
+    """The result for a person: stages, comparison, demand."""
+    stages = Table(
+        title=f"One core, {result['images']} images of {result['mean_bytes'] / 1e3:.0f} kB and"
+        f" {result['mean_pixels'] / 1e6:.2f} megapixels -> {'x'.join(map(str, result['image_size']))}",
+        title_justify="left",
+        box=None,
+        header_style="dim",
+    )
+    for column in ("stage", "us/image", "images/s", "share"):
+        stages.add_column(column, justify="left" if column == "stage" else "right")
+    for name, stage in result["stages"].items():
+        stages.add_row(
+            name, f"{stage['microseconds']:,.1f}", f"{stage['images_per_second']:,.0f}", f"{100 * stage['share']:.1f} %"
+        )
+    if "transfer" not in result["stages"]:
+        stages.add_row("transfer", "", "", "none: no GPU")
+    return [stages, _comparison(result), _demand(result["demand"])]
+
+
+def _comparison(result: dict[str, Any]) -> Table:
+    table = Table(title="Against torchvision and PIL on the same files", title_justify="left", box=None, header_style="dim")
+    for column in ("", "ours, images/s", "theirs, images/s", "times as fast"):
+        table.add_column(column, justify="right" if column else "left")
+    core, whole = result["per_core"], result["whole_loader"]
+    for name, what in (("float32", "decode + views, one core"), ("uint8", "the same, bytes on both sides")):
+        table.add_row(
+            what, f"{core['decode_and_views']:,.0f}", f"{core['torchvision'][name]:,.0f}", f"{core['speedup'][name]:.2f}"
+        )
+    table.add_row(
+        f"whole loaders, {whole['workers']} workers",
+        f"{whole['images_per_second']:,.0f}",
+        f"{whole['torchvision_images_per_second']:,.0f}",
+        f"{whole['speedup']:.2f}",
+    )
+    return table
+
+
+def _demand(demand: dict[str, Any]) -> Table:
+    table = Table(title="Cores that one GPU needs", title_justify="left", show_header=False, box=None)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("GPU consumes", f"{demand['gpu_images_per_second']:,.0f} images/s ({demand['source']})")
+    table.add_row("cores per GPU", f"{demand['cores_per_gpu']:.1f}")
+    return table
