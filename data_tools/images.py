@@ -1,13 +1,16 @@
 """What kind of image some bytes are, and whether they decode. Looks at content, never at a file's name."""
 
 import io
+import re
 import struct
 import warnings
+from dataclasses import dataclass
 
 import simplejpeg
 from PIL import Image
 
-MAX_PIXELS = 2**28  # 16384 x 16384; an image beyond it would take gigabytes in every loader process
+# More is taken for a decompression bomb, here as in training (`simmim_scale/data/decode.py`): 512 MB of pixels.
+MAX_PIXELS = 178_956_970
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "jpg"),
@@ -19,10 +22,10 @@ _SIGNATURES = (
     (b"P5", "pgm"),
     (b"P6", "ppm"),
 )
-CHECKS = ("full", "header")
+CHECKS = ("structure", "full", "header")
 
 # What Pillow's readers raise on damaged bytes, as found by feeding them some (tests/data_tools/test_images.py).
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -34,9 +37,25 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
+# JPEG (ITU-T T.81, table B.1): the next marker in coded data, which is neither a stuffed 0xFF nor a restart marker.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SCAN, _END = 0xDA, 0xD9
+# Coded data hardly ever hold so many zeros; a block of them is what an interrupted copy or a bad disk leaves.
+_HOLE = bytes(64)
+
 
 class ImageError(Exception):
     """An image that cannot be used; the message is the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """Extension by content, and size in pixels as stored (before any EXIF rotation)."""
+
+    extension: str
+    width: int
+    height: int
 
 
 def sniff(data: bytes) -> str:
@@ -55,12 +74,14 @@ def sniff(data: bytes) -> str:
     raise ImageError(f"no known image format (it starts with {data[:8].hex(' ')})")
 
 
-def check_image(data: bytes, check: str = "full") -> str:
-    """Extension of an image that can be used.
+def check_image(data: bytes, check: str = "full") -> ImageFacts:
+    """What an image is, if it can be used.
 
     Args:
         data: The whole file.
-        check: "full" decodes it as training will (JPEGs strictly, then by Pillow); "header" trusts what follows the header.
+        check: "full" decodes it as training will (JPEGs strictly, then by Pillow); "structure" follows a JPEG's segments and
+            scans to its end and compares a PNG's checksums, which finds what is cut off, overwritten or has holes, and
+            decodes what looks odd and all other formats; "header" trusts what follows the header.
 
     Raises:
         ImageError: Why it cannot be used.
@@ -69,20 +90,37 @@ def check_image(data: bytes, check: str = "full") -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but allowed images, odd metadata
-            _check_size(data)
-            if check == "full" and not (extension == "jpg" and _decodes_strictly(data)):
-                with Image.open(io.BytesIO(data)) as image:
-                    image.convert("RGB")
-    except _DECODER_ERRORS as error:
+            width, height = _size(data, extension)
+            if check == "full" or (check == "structure" and not _is_whole(data, extension)):
+                _decode(data, extension)
+    except DECODER_ERRORS as error:
         raise ImageError(f"{type(error).__name__}: {error}") from error
-    return extension
+    return ImageFacts(extension, width, height)
 
 
-def _check_size(data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
+def _size(data: bytes, extension: str) -> tuple[int, int]:
+    width, height = _jpeg_size(data) if extension == "jpg" else (0, 0)
+    if not width or not height:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: make it smaller")
+        raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: it may be a decompression bomb; make it smaller")
+    return width, height
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """(width, height) by the fast decoder, (0, 0) if it refuses the header."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return 0, 0
+    return width, height
+
+
+def _decode(data: bytes, extension: str) -> None:
+    if not (extension == "jpg" and _decodes_strictly(data)):
+        with Image.open(io.BytesIO(data)) as image:
+            image.convert("RGB")
 
 
 def _decodes_strictly(data: bytes) -> bool:
@@ -92,3 +130,38 @@ def _decodes_strictly(data: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_whole(data: bytes, extension: str) -> bool:
+    """Whether the structure leaves no doubt; what it does leave is for the decoder to decide."""
+    if extension == "jpg":
+        return _jpeg_is_whole(data)
+    if extension == "png":
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+        return True
+    return False
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether a JPEG is a chain of segments with a frame and scans up to its end marker, without holes."""
+    at, framed, scan = 2, False, 0
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        framed |= marker in _FRAMES
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if length < 2 or marker < 0xC0:
+            return False
+        at += 2 + length
+        if marker == _SCAN:
+            scan = scan or at
+            found = _NEXT_MARKER.search(data, at)
+            if found is None:
+                return False
+            at = found.start()
+            if data[at + 1] == _END:
+                return framed and data.find(_HOLE, scan, at) < 0
+    return False

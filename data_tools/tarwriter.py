@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.locks import open_locked
 from simmim_scale.data.shards import ROW, ShardFile, sync_directory
 
 _PADDING = bytes(tarfile.BLOCKSIZE)
+_LARGEST = np.iinfo(np.uint32).max  # bytes of a sample: the index counts them in 32 bits
+# A ustar header of a plain file without time or owner, around name, size and checksum.
+_BEFORE_SIZE = b"0000644\0" + b"0000000\0" * 2
+_AFTER_SIZE = b"00000000000\0"
+_AFTER_CHECKSUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(155 + 12)
+_CONSTANT_SUM = sum(_BEFORE_SIZE + _AFTER_SIZE + _AFTER_CHECKSUM) + 8 * ord(" ")
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,25 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self._path, self._aside = path, path.with_name(f".{path.name}.part")
-        self._file: io.BufferedWriter = open(self._aside, "wb")  # noqa: SIM115 closed in __exit__
+        handle = open_locked(self._aside)
+        os.ftruncate(handle, 0)
+        self._file: io.BufferedWriter = os.fdopen(handle, "wb", buffering=2**20)
         self._digest = hashlib.sha256()
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int]] = []
+        self._finished = False
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._aside.unlink(missing_ok=True)
+        if self._finished:
+            return
+        self._aside.unlink(missing_ok=True)  # while the lock is held: it is ours
+        try:
+            self._file.close()
+        except OSError:
+            self._file.raw.close()  # the disk is full, and what is left in the buffer is not wanted
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,10 +63,13 @@ class ShardWriter:
     def add(self, key: str, image: bytes, extension: str, companions: dict[str, bytes], label: int) -> None:
         """Append a sample: its image first, then its companions (extension -> content) in their order."""
         start = self._offset
-        header = _header(f"{key}.{extension}", len(image))
-        self._member(header, image)
-        for name, content in companions.items():
-            self._member(_header(f"{key}.{name}", len(content)), content)
+        header = tar_header(f"{key}.{extension}", len(image))
+        members = [(header, image)]
+        members += [(tar_header(f"{key}.{name}", len(content)), content) for name, content in companions.items()]
+        if sum(len(header) + len(content) + tarfile.BLOCKSIZE for header, content in members) > _LARGEST:
+            raise ValueError(f"{key}: a sample may have {_LARGEST:,} bytes. Make the image smaller (--max-side).")
+        for header_, content in members:
+            self._member(header_, content)
         self._rows.append((start, self._offset - start, len(header), len(image), label))
 
     def finish(self) -> Shard:
@@ -60,8 +78,9 @@ class ShardWriter:
         self._write(end + bytes(-(self._offset + len(end)) % tarfile.RECORDSIZE))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
         os.replace(self._aside, self._path)
+        self._finished = True
+        self._file.close()
         sync_directory(self._path.parent)
         file = ShardFile(self._path.name, len(self._rows), self._offset, self._digest.hexdigest())
         return Shard(file, np.array(self._rows, dtype=ROW))
@@ -77,8 +96,18 @@ class ShardWriter:
         self._offset += len(data)
 
 
-def _header(name: str, size: int) -> bytes:
+def member_bytes(size: int) -> int:
+    """Bytes that a member of `size` bytes takes in a tar, with a short name."""
+    return tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
+
+
+def tar_header(name: str, size: int) -> bytes:
     """Tar header of a plain file that anyone may read, without time or owner."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o644
-    return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    if len(name) > 100 or not name.isascii() or size >= 8**11:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = size, 0o644
+        return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    # The same bytes, ten times faster: every sample has three.
+    short, octal = name.encode(), b"%011o\0" % size
+    checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(short) + sum(octal))
+    return short.ljust(100, b"\0") + _BEFORE_SIZE + octal + _AFTER_SIZE + checksum + _AFTER_CHECKSUM

@@ -1,17 +1,16 @@
 """Is a directory of shards what its index says? Finds a single changed byte, and names the sample it is in."""
 
 import functools
-import hashlib
 import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from data_tools.checksums import hash_file
 from data_tools.images import ImageError, check_image
 from data_tools.jobs import run_jobs
 from simmim_scale.data.shards import NO_LABEL, SampleLocation, ShardIndex, split_member
 
-_READ = 2**22  # bytes at a time
 _MOST_PER_SHARD = 20  # problems told about one shard; where one byte moved, every later sample is wrong
 
 
@@ -57,7 +56,7 @@ def _verify_shard(directory: Path, decode: bool, number: int) -> list[str]:
         size = f"it has {path.stat().st_size:,}" if path.is_file() else "it is missing"
         return [f"{path}: expected {expected.bytes:,} bytes, {size}"]
     problems = []
-    digest = _sha256(path)
+    digest = hash_file(path)
     if digest != expected.sha256:
         problems.append(f"{path}: expected sha256 {expected.sha256}, got {digest}")
     end = 0
@@ -73,14 +72,6 @@ def _verify_shard(directory: Path, decode: bool, number: int) -> list[str]:
             if len(problems) >= _MOST_PER_SHARD:
                 return [*problems, f"{path}: further problems are not listed"]
     return problems
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_READ):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_sample(block: bytes, where: SampleLocation, classes: tuple[str, ...] | None, *, decode: bool) -> str | None:

@@ -1,14 +1,37 @@
 """Where images come from: each source lists its samples; sharding.py packs any of them.
 
-A source is a function that returns a `Source`. It reads names and labels only; images are read when they are packed.
+A source is a function that returns a `Source`. It reads names, labels and annotations only; images are read when they are packed.
 """
 
 import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simmim_scale.data.shards import NO_LABEL, split_member
+
+UNKNOWN_SIZE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes somewhere.
+
+    Args:
+        place: Path of a file, or a URL.
+        size: How many bytes; UNKNOWN_SIZE for what a URL will give.
+        offset: First byte of a piece of a larger file, an archive; None: the whole file.
+    """
+
+    place: str
+    size: int
+    offset: int | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        return "://" in self.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +39,20 @@ class SourceSample:
     """One image.
 
     Args:
-        path: File to read.
+        image: Where its bytes are.
         key: Name of its members in the tar, without extension; no dot after the last slash, since webdataset splits there.
         name: Its name in the source, for people.
-        size: Bytes of the file when it was listed.
         label: Class, an index into the source's classes; NO_LABEL: none.
+        about: More about it, the text of a JSON object, or nothing; goes to KEY.json.
+        companions: Further members: (extension, bytes somewhere), such as a map of classes.
     """
 
-    path: Path
+    image: Piece
     key: str
     name: str
-    size: int
     label: int = NO_LABEL
+    about: str = ""
+    companions: tuple[tuple[str, Piece], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,15 +69,18 @@ class Source:
         """What the index says about the source: equal for equal files, wherever they lie."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            digest.update(f"{sample.key}\0{sample.name}\0{sample.size}\0{sample.label}\n".encode("utf-8", "backslashreplace"))
+            line = f"{sample.key}\0{sample.name}\0{sample.image.size}\0{sample.label}"
+            if sample.about or sample.companions:
+                line += "\0" + sample.about + "".join(f"\0{name}\0{piece.size}" for name, piece in sample.companions)
+            digest.update((line + "\n").encode("utf-8", "backslashreplace"))
         return {
             "files": len(self.samples),
-            "bytes": sum(sample.size for sample in self.samples),
+            "bytes": sum(max(0, sample.image.size) for sample in self.samples),
             "listing_sha256": digest.hexdigest(),
         }
 
 
-def check_keys(samples: list[SourceSample]) -> None:
+def check_keys(samples: Iterable[SourceSample]) -> None:
     """Every key must be usable and occur once.
 
     Raises:
@@ -60,11 +88,56 @@ def check_keys(samples: list[SourceSample]) -> None:
     """
     seen: dict[str, SourceSample] = {}
     for sample in samples:
-        if sample.key.startswith("/") or ".." in sample.key.split("/") or split_member(f"{sample.key}.x")[0] != sample.key:
-            raise ValueError(f"{sample.path}: {sample.key!r} cannot name a sample in a tar. Rename the file.")
+        if not is_safe_name(sample.key) or split_member(f"{sample.key}.x")[0] != sample.key:
+            raise ValueError(f"{sample.image.place}: {sample.key!r} cannot name a sample in a tar. Rename {sample.name!r}.")
         other = seen.setdefault(sample.key, sample)
         if other is not sample:
+            places = f"{sample.image.place} ({sample.name}) and {other.image.place} ({other.name})"
             raise ValueError(
-                f"{sample.path} and {other.path}: both would be the sample {sample.key!r}; names must differ before the extension"
+                f"{places}: both would be the sample {sample.key!r}; names must differ before the extension"
                 " (other dots count as '_'). Rename or remove one of them."
             )
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a tar member of this name stays below the directory it is unpacked to."""
+    parts = name.split("/")
+    return bool(name) and not name.startswith("/") and not {"", ".", ".."} & set(parts) and "\0" not in name
+
+
+def key_of(name: str) -> str:
+    """The key of a file name with slashes: no extension, other dots as '_'."""
+    folder, slash, file = name.rpartition("/")
+    stem = file.rpartition(".")[0] or file
+    return folder + slash + stem.replace(".", "_")
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: No such file, or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}). Give {what}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: no valid JSON ({error}). Give {what}; download it again if it is cut off.") from error
+
+
+def local_piece(path: Path, *, named_by: str) -> Piece:
+    """A whole local file.
+
+    Raises:
+        ValueError: No such file; `named_by` says who promised it.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ValueError(
+            f"{path}: named by {named_by}, but cannot be looked at ({error.strerror}). Complete the images."
+        ) from error
+    if not path.is_file():
+        raise ValueError(f"{path}: named by {named_by}, but is no file. Complete the images.")
+    return Piece(str(path), size)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.sources import Source, SourceSample, check_keys
+from data_tools.sources import Piece, Source, SourceSample, check_keys, key_of
 from data_tools.synth.dataset import read_description
 from simmim_scale.data.shards import INDEX_NAME, NO_LABEL
 
@@ -34,7 +34,7 @@ def list_folder(directory: Path, *, labels: str = "auto") -> Source:
         raise ValueError(f"{directory}: holds shards already (it has an {INDEX_NAME}). Give the directory that holds the images.")
     rendered = read_description(directory)
     root = directory / rendered["images"] if rendered else directory
-    files, ignored = _split_by_name(root)
+    files, ignored = split_by_name(root)
     if not files:
         raise ValueError(
             f"{root}: no images: {ignored} files, none with one of the endings {' '.join(sorted(EXTENSIONS))}."
@@ -43,16 +43,18 @@ def list_folder(directory: Path, *, labels: str = "auto") -> Source:
     names = sorted(files)
     classes = _class_names(root, names, labels)
     numbers = {name: number for number, name in enumerate(classes or ())}
-    samples = [
-        SourceSample(root / name, _key(name), _printable(name), files[name], numbers[name.split("/")[0]] if classes else NO_LABEL)
-        for name in names
-    ]
+    samples = [folder_sample(root, name, files[name], numbers[name.split("/")[0]] if classes else NO_LABEL) for name in names]
     check_keys(samples)
-    printable = None if classes is None else tuple(_printable(name) for name in classes)
-    return Source("folder", tuple(samples), printable, {"labels": "none" if classes is None else "folder"}, ignored)
+    names_of_classes = None if classes is None else tuple(printable(name) for name in classes)
+    return Source("folder", tuple(samples), names_of_classes, {"labels": "none" if classes is None else "folder"}, ignored)
 
 
-def _split_by_name(root: Path) -> tuple[dict[str, int], int]:
+def folder_sample(root: Path, name: str, size: int, label: int) -> SourceSample:
+    """The sample of an image file, by its name relative to `root`."""
+    return SourceSample(Piece(os.path.join(root, name), size), key_of(printable(name)), printable(name), label)
+
+
+def split_by_name(root: Path) -> tuple[dict[str, int], int]:
     """Relative name -> bytes of what looks like an image by its ending, and the number of other files."""
     images, others = {}, 0
     for name, entry in _walk(root):
@@ -103,17 +105,12 @@ def _class_names(root: Path, names: list[str], labels: str) -> list[str] | None:
         return None
     if loose:
         raise ValueError(
-            f"{root}: {len(loose)} images, such as {_printable(loose[0])}, lie beside the class folders and so have no class."
+            f"{root}: {len(loose)} images, such as {printable(loose[0])}, lie beside the class folders and so have no class."
             " Move them into one, or add --labels none."
         )
     return sorted({name.split("/")[0] for name in names})
 
 
-def _key(name: str) -> str:
-    folder, slash, file = _printable(name).rpartition("/")
-    return folder + slash + os.path.splitext(file)[0].replace(".", "_")
-
-
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """The name with bytes that are no UTF-8 written out, so that it fits into JSON and tar."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ class ShardIndex:
         created_with: Program and version that wrote the shards.
         source: Where the samples came from, any JSON value.
         options: Options that determine the bytes of the shards, any JSON mapping.
+        gaps: Numbers that the series of shard names leaves out on purpose (none of their images could be used).
     """
 
     directory: Path
@@ -84,6 +86,7 @@ class ShardIndex:
     created_with: str = ""
     source: Any = None
     options: dict[str, Any] = field(default_factory=dict)
+    gaps: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -121,6 +124,7 @@ class ShardIndex:
             created_with=document.get("created_with", ""),
             source=document.get("source"),
             options=document.get("options") or {},
+            gaps=tuple(document.get("gaps") or ()),
         )
         index._check_counts(expected=document["samples"])
         if check:
@@ -198,6 +202,7 @@ class ShardIndex:
             "classes": None if self.classes is None else list(self.classes),
             "samples": len(self.table),
             "bytes": sum(shard.bytes for shard in self.shards),
+            "gaps": list(self.gaps),
             "shards": [asdict(shard) for shard in self.shards],
             "table": {"name": TABLE_NAME, "sha256": table_sha256},
         }
@@ -251,7 +256,8 @@ def _arguments(index: ShardIndex) -> dict[str, Any]:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears at `path` complete or not at all: written aside, synced, renamed, and the directory synced."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Machines that share a disk may have equal process ids.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with open(aside, "wb") as file:
             yield file

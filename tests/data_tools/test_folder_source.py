@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.sources import SourceSample, check_keys
+from data_tools.sources import Piece, SourceSample, check_keys
 from data_tools.sources.folder import list_folder
 from data_tools.synth.dataset import SynthOptions, write_dataset
 from simmim_scale.data.shards import NO_LABEL
@@ -68,7 +68,7 @@ def test_name_that_is_no_text_still_gets_a_key(tmp_path: Path) -> None:
     Path(str(tmp_path) + "/\udcff\udcfe.jpg").write_bytes(b"x")
     (sample,) = list_folder(tmp_path).samples
     assert sample.key.encode()
-    assert sample.path.read_bytes() == b"x"
+    assert Path(sample.image.place).read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_missing_folder_file_and_wrong_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["/etc/passwd", "a/../../b", "a.b"])
 def test_keys_that_leave_the_directory_or_split_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match="cannot name a sample"):
-        check_keys([SourceSample(Path("x"), key, "x", 1)])
+        check_keys([SourceSample(Piece("x", 1), key, "x")])
 
 
 def test_dangling_links_and_pipes_are_clear_errors(tmp_path: Path) -> None:

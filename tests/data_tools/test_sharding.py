@@ -15,8 +15,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_tools import sharding
-from data_tools.sharding import ShardOptions, write_shards
+from data_tools import packing, sharding
+from data_tools.plan import ShardJob, ShardOptions
+from data_tools.sharding import write_shards
 from data_tools.sources.folder import list_folder
 from simmim_scale.data.shards import NO_LABEL, ShardIndex
 
@@ -92,20 +93,20 @@ def test_two_jobs_and_another_place_give_the_same_bytes(photos: Path, tmp_path: 
 
 def test_a_run_that_stopped_is_continued(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(list_folder(photos), tmp_path / "whole", OPTIONS)
-    done, add = [], sharding._add
+    done, add = [], packing._add
 
-    def stop_midway(writer: object, sample: object, job: sharding.ShardJob) -> None:
+    def stop_midway(writer: object, reader: object, sample: object, job: ShardJob) -> object:
         done.append(job.number)
         if len(done) == 18:
             raise KeyboardInterrupt
-        add(writer, sample, job)  # type: ignore[arg-type]
+        return add(writer, reader, sample, job)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sharding, "_add", stop_midway)
+    monkeypatch.setattr(packing, "_add", stop_midway)
     with pytest.raises(KeyboardInterrupt):
         write_shards(list_folder(photos), tmp_path / "shards", OPTIONS)
     assert not (tmp_path / "shards" / "index.json").exists()
     done.clear()
-    monkeypatch.setattr(sharding, "_add", lambda writer, sample, job: (done.append(job.number), add(writer, sample, job)))
+    monkeypatch.setattr(packing, "_add", lambda *given: (done.append(given[3].number), add(*given))[1])
     write_shards(list_folder(photos), tmp_path / "shards", OPTIONS)
     assert set(done) == {2, 3}  # the two that were finished are not written again
     assert contents(tmp_path / "shards") == contents(tmp_path / "whole")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.sharding import ShardOptions, write_shards
+from data_tools.plan import ShardOptions
+from data_tools.sharding import write_shards
 from data_tools.sources.folder import list_folder
 from data_tools.verify import load_index, verify_shards
 from simmim_scale.data.shards import ShardFile, ShardIndex
