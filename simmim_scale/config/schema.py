@@ -122,6 +122,11 @@ class DataConfig(Section):
         IMAGENET_MEAN, "Mean of the channels, subtracted on the device.", unit="share of 255", source="R"
     )
     std: tuple[float, ...] = setting(IMAGENET_STD, "Standard deviation of the channels.", unit="share of 255", source="R")
+    band_range: tuple[float, float] | None = setting(
+        None,
+        "Values of NPY and multi-band TIFF files that become 0 and 255; null: those of 8 or 16 bits.",
+        unit="value in the file",
+    )
     workers: int = setting(
         4, "Processes that decode images, per rank; 0: the rank itself does it.", unit="processes", source="choice", ge=0
     )
@@ -142,6 +147,8 @@ class DataConfig(Section):
                 )
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale: shares of the image's area, at most 1, got {self.crop_scale[1]}.")
+        if self.band_range is not None and self.band_range[0] >= self.band_range[1]:
+            raise ValueError(f"band_range: (low, high) with low < high, got {self.band_range}. Swap the values.")
         if len(self.mean) != len(self.std):
             raise ValueError(
                 f"std: one value per channel as in mean ({len(self.mean)}), got {len(self.std)}. Make both lists equally long."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simmim_scale.data.decode import DecodeError, check_in_chans, decode_image
+from simmim_scale.data.decode import DecodeError, decode_image
 from simmim_scale.data.quarantine import DamagedSample
 from simmim_scale.data.random import Stream, sample_rng
 from simmim_scale.data.stream import ShardReader
@@ -46,17 +46,27 @@ class ShardDataset(Dataset):
     Args:
         reader: Bytes of the samples.
         view: Turns pixels into the entries of a batch.
-        in_chans: Channels to decode to: 1 or 3.
+        in_chans: Channels to decode to.
         seed: Of the run; with a sample's number it decides what replaces the sample if it is damaged.
+        band_range: Values of multi-band files that become 0 and 255; None: those of their type.
         replaced_is_valid: Whether a row counts whose image was replaced: in training yes, in evaluation no.
     """
 
-    def __init__(self, reader: ShardReader, view: View, *, in_chans: int, seed: int, replaced_is_valid: bool = True):
-        check_in_chans(in_chans)
+    def __init__(
+        self,
+        reader: ShardReader,
+        view: View,
+        *,
+        in_chans: int,
+        seed: int,
+        band_range: tuple[float, float] | None = None,
+        replaced_is_valid: bool = True,
+    ):
         self.reader = reader
         self.view = view
         self.in_chans = in_chans
         self.seed = seed
+        self.band_range = band_range
         self.replaced_is_valid = replaced_is_valid
 
     def __len__(self) -> int:
@@ -93,7 +103,7 @@ class ShardDataset(Dataset):
         failures: list[tuple[int, str]] = []
         for candidate in replacements(sample, len(self), seed=self.seed):
             try:
-                image = decode_image(self.reader.read_image(candidate), in_chans=self.in_chans)
+                image = decode_image(self.reader.read_image(candidate), in_chans=self.in_chans, band_range=self.band_range)
             except DecodeError as error:
                 failures.append((candidate, str(error)))
                 continue

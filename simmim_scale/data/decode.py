@@ -7,6 +7,8 @@ One behaviour, on purpose:
 - The EXIF orientation is applied: people and trees stand upright, as in every image viewer.
 - Transparency is dropped, palettes are resolved, and 16-bit values are divided by 256.
 - One channel means luma (ITU-R 601), whatever the file had.
+- NPY arrays give any number of channels, and so do TIFF files where other than 1 or 3 are asked for, or a range of values
+  (`data/bands.py`); a common format gives another number only if it has exactly so many (4 from RGBA).
 """
 
 import io
@@ -16,6 +18,8 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+
+from simmim_scale.data.bands import is_npy, is_tiff, read_npy, read_tiff, to_pixels
 
 # Channels -> colour space of the JPEG decoder, mode of PIL.
 COLOUR_SPACES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}
@@ -29,32 +33,30 @@ class DecodeError(ValueError):
     """The bytes are no image that can be decoded; the message says why."""
 
 
-def decode_image(data: bytes | memoryview, *, in_chans: int = 3) -> UInt8[np.ndarray, "h w c"]:
+def decode_image(
+    data: bytes | memoryview, *, in_chans: int = 3, band_range: tuple[float, float] | None = None
+) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image file.
 
     Args:
         data: The whole file.
-        in_chans: 3 for RGB, 1 for luma.
+        in_chans: 3 for RGB, 1 for luma, others for images that have so many bands.
+        band_range: Values of NPY and multi-band TIFF files that become 0 and 255; None: those of 8 or 16 bits.
 
     Returns:
         Pixels, contiguous, upright.
 
     Raises:
         DecodeError: Damaged, truncated, unknown format, too many pixels.
-        ValueError: `in_chans` is not supported.
+        ModuleNotFoundError: A multi-band TIFF, and tifffile is not installed.
     """
-    check_in_chans(in_chans)
-    if bytes(data[:2]) == JPEG_START:
+    if is_npy(data) or (is_tiff(data) and (in_chans not in COLOUR_SPACES or band_range is not None)):
+        return _decode_bands(data, in_chans, band_range)
+    if bytes(data[:2]) == JPEG_START and in_chans in COLOUR_SPACES:
         image = _decode_jpeg(data, in_chans)
         if image is not None:
             return image
     return _decode_any(data, in_chans)
-
-
-def check_in_chans(in_chans: int) -> None:
-    """Raises ValueError unless images can be decoded to so many channels."""
-    if in_chans not in COLOUR_SPACES:
-        raise ValueError(f"model.in_chans: image files give 1 (luma) or 3 (RGB) channels, got {in_chans}. Set it to 1 or 3.")
 
 
 def jpeg_orientation(data: bytes | memoryview) -> int:
@@ -88,7 +90,7 @@ def _decode_any(data: bytes | memoryview, in_chans: int) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             _check_pixels(*image.size)
             image.load()
-            pixels = np.array(_eight_bit(image).convert(COLOUR_SPACES[in_chans][1]))
+            pixels = np.array(_with_channels(_eight_bit(image), in_chans))
             orientation = _orientation(image, data)
     except (DecodeError, MemoryError):
         raise
@@ -97,6 +99,24 @@ def _decode_any(data: bytes | memoryview, in_chans: int) -> np.ndarray:
     except Exception as error:  # PIL's readers raise nearly anything on damaged files: SyntaxError, struct.error, KeyError ...
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     return np.ascontiguousarray(_upright(pixels.reshape(*pixels.shape[:2], in_chans), orientation))
+
+
+def _decode_bands(data: bytes | memoryview, in_chans: int, band_range: tuple[float, float] | None) -> np.ndarray:
+    try:
+        array = read_npy(data) if is_npy(data) else read_tiff(data, max_values=MAX_PIXELS * in_chans)
+        return to_pixels(array, in_chans=in_chans, band_range=band_range)
+    except (ModuleNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # tifffile and numpy raise nearly anything on damaged files
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _with_channels(image: Image.Image, in_chans: int) -> Image.Image:
+    if in_chans in COLOUR_SPACES:
+        return image.convert(COLOUR_SPACES[in_chans][1])
+    if len(image.getbands()) != in_chans:
+        raise DecodeError(f"the image has {len(image.getbands())} channels, model.in_chans is {in_chans}")
+    return image
 
 
 def _orientation(image: Image.Image, data: bytes | memoryview) -> int:

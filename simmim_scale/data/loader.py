@@ -46,7 +46,7 @@ def build_training_loader(
         index: Samples to train on.
         data, mask: Their sections of the configuration.
         image_size: Height and width of the model's input, pixels.
-        in_chans: Channels of the model's input, 1 or 3.
+        in_chans: Channels of the model's input.
         seed: Of the run.
         global_batch, micro_batch, accumulation: Batch arithmetic of the plan, samples and rounds.
         rank, world_size: Whose share to load.
@@ -55,7 +55,7 @@ def build_training_loader(
         pin_memory: Page-lock batches, for copies to a GPU that overlap.
 
     Raises:
-        ValueError: Fewer samples than a global batch, unsupported channels.
+        ValueError: Fewer samples than a global batch.
     """
     if len(index) < global_batch:
         raise ValueError(
@@ -67,7 +67,7 @@ def build_training_loader(
     view = PretrainingView(data=data, mask=mask, image_size=image_size, seed=seed)
     order = SampleOrder(shard_sizes(index), seed=seed, mixed_shards=data.mixed_shards)
     return TrainingLoader(
-        ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed),
+        ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed, band_range=data.band_range),
         order=order,
         share=BatchShare(global_batch, micro_batch, accumulation, rank, world_size, lanes=order.lanes),
         start_position=start_position,
@@ -102,7 +102,7 @@ def build_validation_loader(
     view = ValidationView(data=data, mask=mask, image_size=image_size, seed=seed)
     count = len(index) if samples is None else min(samples, len(index))
     return ValidationLoader(
-        ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed, replaced_is_valid=False),
+        ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed, band_range=data.band_range, replaced_is_valid=False),
         samples=SampleOrder(shard_sizes(index), seed=seed, stream=Stream.VALIDATION_ORDER).ids(0, count),
         micro_batch=micro_batch,
         rank=rank,

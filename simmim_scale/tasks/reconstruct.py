@@ -130,4 +130,6 @@ def reconstruction_rows(
 
 
 def _to_uint8(module: SimMIM, pixels: Tensor) -> np.ndarray:
-    return module.pixel_norm.invert(pixels).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    images = module.pixel_norm.invert(pixels).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    # Of other numbers of bands the first three are drawn in colour, or the first one in grey.
+    return images if images.shape[-1] in DRAWN_CHANNELS else images[..., : 3 if images.shape[-1] > 3 else 1]

@@ -2,9 +2,11 @@
 
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from simmim_scale.data import decode as decode_module
@@ -156,9 +158,114 @@ def test_huge_images_are_refused_before_they_are_decoded(pixels, format, monkeyp
         decode_image(data)
 
 
-def test_other_channel_counts_are_an_error(make_file, pixels):
-    with pytest.raises(ValueError, match=r"model\.in_chans: .*got 4"):
+def test_other_channel_counts_need_an_image_that_has_them(make_file, pixels):
+    with pytest.raises(DecodeError, match=r"the image has 3 channels, model\.in_chans is 4"):
         decode_image(make_file(pixels), in_chans=4)
+    rgba = np.dstack([pixels, pixels[..., 0]])
+    assert np.array_equal(decode_image(save(Image.fromarray(rgba), "PNG"), in_chans=4), rgba)
+
+
+def npy(array: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, **options)
+    return file.getvalue()
+
+
+def tiff(array: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+TIFF_OPTIONS = {"photometric": "minisblack", "metadata": None}
+TIFFS = [
+    {"planarconfig": "separate"},
+    {"planarconfig": "contig"},
+    {"planarconfig": "contig", "compression": "zlib", "tile": (16, 16)},
+    {"planarconfig": "separate", "bigtiff": True, "byteorder": ">"},
+]
+
+
+@pytest.fixture
+def bands():
+    return np.random.default_rng(0).integers(0, 65536, (37, 51, 6), dtype=np.uint16)
+
+
+class TestBands:
+    @pytest.mark.parametrize("options", TIFFS, ids=["separate", "contig", "tiles", "big-endian BigTIFF"])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_tiff(self, bands, options, dtype):
+        array = bands if dtype == np.uint16 else (bands >> 8).astype(np.uint8)
+        ordered = array.transpose(2, 0, 1) if options["planarconfig"] == "separate" else array
+        assert np.array_equal(decode_image(tiff(ordered, **TIFF_OPTIONS, **options), in_chans=6), bands >> 8)
+
+    @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+    def test_npy_in_any_layout(self, bands, version):
+        for array in (bands, bands.transpose(2, 0, 1), np.asfortranarray(bands), bands.astype(">u2")):
+            image = decode_image(npy(array, version=version), in_chans=6)
+            assert np.array_equal(image, bands >> 8)
+            assert image.flags.c_contiguous
+        assert np.array_equal(decode_image(npy(bands[..., 0]), in_chans=1)[..., 0], bands[..., 0] >> 8)
+        assert np.array_equal(decode_image(npy(bands[..., :3]), in_chans=3), bands[..., :3] >> 8)
+
+    def test_a_view_into_a_map(self, bands):
+        data = npy(bands)
+        padded = memoryview(b"x" * 7 + data + b"y" * 512)[7:-512]
+        assert np.array_equal(decode_image(padded, in_chans=6), bands >> 8)
+
+    def test_a_range_of_values(self):
+        reflectance = np.array([-0.1, 0.0, 0.25, 0.5, 0.9, np.nan, np.inf], dtype=np.float32)
+        image = decode_image(npy(np.repeat(reflectance[:, None, None], 5, axis=2)), in_chans=5, band_range=(0.0, 0.5))
+        assert image[:, 0, 0].tolist() == [0, 0, 128, 255, 255, 0, 255]
+        signed = decode_image(npy(np.array([[-100, 0, 100]], dtype=np.int16)), in_chans=1, band_range=(-100.0, 100.0))
+        assert signed.ravel().tolist() == [0, 128, 255]
+
+    def test_values_without_a_known_range_are_refused(self):
+        for dtype in (np.float32, np.int16, np.int32, np.uint32):
+            with pytest.raises(DecodeError, match=r"no known range; set data\.band_range"):
+                decode_image(npy(np.zeros((4, 4, 5), dtype)), in_chans=5)
+
+    def test_other_numbers_of_bands_are_refused(self, bands):
+        for data in (npy(bands), tiff(bands, **TIFF_OPTIONS)):
+            with pytest.raises(DecodeError, match=r"shape .*expected 5 bands"):
+                decode_image(data, in_chans=5)
+        with pytest.raises(DecodeError, match="expected 1 bands"):
+            decode_image(npy(np.zeros((0, 4), np.uint8)), in_chans=1)
+
+    def test_objects_and_promises_are_refused(self, bands):
+        with pytest.raises(DecodeError, match="expected numbers"):
+            decode_image(npy(np.array([{"a": 1}], dtype=object)), in_chans=1)
+        with pytest.raises(DecodeError, match="bytes are missing"):
+            decode_image(npy(bands)[:-1], in_chans=6)
+        huge = npy(np.zeros((1, 1), np.uint8)).replace(b"(1, 1), }  ", b"(1000000000000, 1000000000), }")
+        with pytest.raises(DecodeError):
+            decode_image(huge, in_chans=1)
+
+    def test_a_huge_tiff_is_refused_before_it_is_decoded(self, bands, monkeypatch):
+        monkeypatch.setattr(decode_module, "MAX_PIXELS", 37 * 51 - 1)
+        with pytest.raises(DecodeError, match="more than"):
+            decode_image(tiff(bands, **TIFF_OPTIONS), in_chans=6)
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("make", [npy, lambda array: tiff(array, compression="zlib", **TIFF_OPTIONS)], ids=["NPY", "TIFF"])
+    def test_random_damage(self, bands, make):
+        rng = np.random.default_rng(1)
+        whole = make(bands[:9, :11])
+        for case in range(200):
+            data = bytearray(whole)
+            for _ in range(rng.integers(1, 5)):
+                data[rng.integers(min(len(data), 400))] = rng.integers(256)
+            if case % 3 == 0:
+                data = data[: rng.integers(len(data))]
+            try:
+                assert decode_image(bytes(data), in_chans=6).shape[2] == 6
+            except DecodeError:
+                continue
+
+    def test_a_missing_package_is_named(self, bands, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'simmim-scale\[multiband\]'"):
+            decode_image(tiff(bands, **TIFF_OPTIONS), in_chans=6)
 
 
 @pytest.mark.filterwarnings("ignore")  # PIL comments on damage

@@ -1,5 +1,6 @@
 """The loaders as training uses them: real worker processes, several ranks, resumes."""
 
+import io
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,6 +152,26 @@ def test_fewer_samples_than_a_global_batch_is_an_error(make_shards):
 def test_a_global_batch_that_ranks_do_not_divide_is_an_error(index):
     with pytest.raises(ValueError, match="global_batch: expected micro_batch"):
         build_training_loader(index, **options(), global_batch=8, micro_batch=3, accumulation=1, world_size=2)
+
+
+@pytest.mark.parametrize("bands", [2, 5, 8])
+def test_multi_band_images_take_the_same_path(make_shards, bands):
+    arrays = [np.random.default_rng(sample).integers(0, 256, (30, 40, bands), dtype=np.uint8) for sample in range(8)]
+    files = []
+    for array in arrays:
+        files.append(io.BytesIO())
+        np.save(files[-1], array)
+    index = make_shards([file.getvalue() for file in files], name="bands", extension="npy")
+    with build_training_loader(
+        index, **(options() | {"in_chans": bands}), global_batch=8, micro_batch=8, accumulation=1
+    ) as loader:
+        batch = next(loader)
+    assert batch["image"].shape == (8, bands, 16, 16)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    # Crops keep the mean, band by band.
+    for image, sample in zip(batch["image"], batch["sample"].tolist(), strict=True):
+        assert np.abs(image.float().mean((1, 2)).numpy() - arrays[sample].mean((0, 1))).max() < 25
 
 
 def test_the_global_generator_is_left_alone(index):
