@@ -8,14 +8,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from data_tools.cli_sets import sets_app
 from data_tools.cli_shard import shard_app
 from data_tools.console import Jobs, parse_range, progress_bar, say
 from data_tools.jobs import available_cores
 
-USER_ERROR, DAMAGE = 2, 1
+USER_ERROR = 2
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(shard_app, name="shard")
+app.add_typer(sets_app)
 
 
 def main() -> None:
@@ -48,23 +50,3 @@ def synth(
         if written
         else f"{destination}: the same set is there already"
     )
-
-
-@app.command()
-def verify(
-    directory: Annotated[Path, typer.Argument(help="Directory of shards.")],
-    decode: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
-    jobs: Jobs = None,
-) -> None:
-    """Compare shards with their index: sizes, checksums, place and label of every sample, decodability. Damage: exit code 1."""
-    from data_tools.verify import load_index, verify_shards
-
-    index = load_index(directory)
-    with progress_bar("verifying", len(index)) as advance:
-        problems = verify_shards(index, decode=decode, jobs=jobs or available_cores(), progress=advance)
-    for problem in problems:
-        say(f"[red]{escape(problem)}[/]")
-    if problems:
-        say(f"{directory}: {len(problems)} problems. Copy the shards again from where they were made, or shard the source again.")
-        raise typer.Exit(DAMAGE)
-    say(f"{directory}: {len(index):,} samples in {len(index.shards)} shards are as the index says")

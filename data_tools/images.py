@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import simplejpeg
 from PIL import Image
 
+from data_tools.arrays import array_shape, is_array
+
 # More is taken for a decompression bomb, here as in training (`simmim_scale/data/decode.py`): 512 MB of pixels.
 MAX_PIXELS = 178_956_970
 
@@ -21,6 +23,7 @@ _SIGNATURES = (
     (b"MM\x00*", "tif"),
     (b"P5", "pgm"),
     (b"P6", "ppm"),
+    (b"\x93NUMPY", "npy"),
 )
 CHECKS = ("structure", "full", "header")
 
@@ -91,7 +94,9 @@ def check_image(data: bytes, check: str = "full") -> ImageFacts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but allowed images, odd metadata
             width, height = _size(data, extension)
-            if check == "full" or (check == "structure" and not _is_whole(data, extension)):
+            if is_array(data, extension):
+                pass  # their sizes were compared, which is all that can be checked
+            elif check == "full" or (check == "structure" and not _is_whole(data, extension)):
                 _decode(data, extension)
     except DECODER_ERRORS as error:
         raise ImageError(f"{type(error).__name__}: {error}") from error
@@ -99,7 +104,10 @@ def check_image(data: bytes, check: str = "full") -> ImageFacts:
 
 
 def _size(data: bytes, extension: str) -> tuple[int, int]:
-    width, height = _jpeg_size(data) if extension == "jpg" else (0, 0)
+    if is_array(data, extension):
+        height, width = array_shape(data, extension)[:2]
+    else:
+        width, height = _jpeg_size(data) if extension == "jpg" else (0, 0)
     if not width or not height:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size

@@ -10,7 +10,7 @@ from data_tools.sources import Piece, Source, SourceSample, check_keys, key_of
 from data_tools.synth.dataset import read_description
 from simmim_scale.data.shards import INDEX_NAME, NO_LABEL
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".npy", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 LABELS = ("auto", "folder", "none")
 
 

@@ -46,7 +46,8 @@ def fractal_noise(u: Field, v: Field, *, octaves: int, pixel: Field | float = 0.
 
     `pixel` is the size of a pixel in units of (u, v): octaves finer than it fade out instead of flickering.
     """
-    total, strength, frequency, norm = np.float32(0), 1.0, 1.0, 0.0
+    total = np.zeros(np.broadcast_shapes(np.shape(u), np.shape(v)), np.float32)  # all octaves may be too fine
+    strength, frequency, norm = 1.0, 1.0, 0.0
     for octave in range(octaves):
         shift = 37.7 * octave  # octaves must not line up at the origin
         keep = np.clip(1.6 - 2 * frequency * np.asarray(pixel, np.float32), 0, 1)

@@ -112,7 +112,7 @@ class ShardIndex:
             ValueError: Anything missing, empty, foreign or damaged: which file, and what to do.
         """
         path = Path(directory)
-        document = _read_document(path)
+        document = read_document(path)
         shards = tuple(_parse_shard(path, entry) for entry in document["shards"])
         classes = document.get("classes")
         index = cls(
@@ -296,7 +296,12 @@ def _reopen(directory: str) -> ShardIndex:
     return ShardIndex.load(directory, check=False)
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The content of index.json, its form checked.
+
+    Raises:
+        ValueError: Missing, damaged, of another format or version.
+    """
     if not path.is_dir():
         raise ValueError(f"{path}: no such directory of shards. Make it with `python -m data_tools shard folder IMAGES {path}`.")
     file = path / INDEX_NAME

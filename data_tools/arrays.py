@@ -1,0 +1,64 @@
+"""Images of any number of bands: NPY arrays, and TIFF files that Pillow does not know. Only their headers are looked at."""
+
+import ast
+import io
+import math
+import struct
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_MOST_HEADER = 2**16  # bytes
+
+
+def is_array(data: bytes, extension: str) -> bool:
+    """Whether an image is one of those: an NPY, or a TIFF that Pillow cannot open."""
+    if extension != "tif":
+        return extension == "npy"
+    try:
+        with Image.open(io.BytesIO(data)):
+            return False
+    except UnidentifiedImageError:
+        return True
+
+
+def array_shape(data: bytes, extension: str) -> tuple[int, ...]:
+    """(height, width, bands) or (height, width).
+
+    Raises:
+        ValueError: Damaged, cut off, or no image; TypeError, LookupError, struct.error: damaged as well.
+    """
+    return _npy_shape(data) if extension == "npy" else _tiff_shape(data)
+
+
+def _npy_shape(data: bytes) -> tuple[int, ...]:
+    """Shape of an NPY (numpy.lib.format), whose data must be all there."""
+    version = tuple(data[6:8])
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"NPY of version {version}, expected 1.0 or 2.0")
+    start = 10 if version == (1, 0) else 12
+    length = int.from_bytes(data[8:start], "little")
+    if length > _MOST_HEADER or start + length > len(data):
+        raise ValueError("NPY with a damaged header")
+    header = ast.literal_eval(data[start : start + length].decode("latin-1").strip())
+    shape, dtype = header["shape"], np.dtype(header["descr"])
+    if dtype.hasobject or len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"NPY of {dtype} with shape {shape}, expected numbers with (height, width) or (height, width, bands)")
+    if start + length + math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"NPY of {len(data)} bytes, which are not those of {shape} {dtype}")
+    return shape
+
+
+def _tiff_shape(data: bytes) -> tuple[int, ...]:
+    """(height, width) from the first directory of a TIFF (TIFF 6.0, section 2)."""
+    order = "<" if data[:2] == b"II" else ">"
+    (at,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, at)
+    found: dict[int, int] = {}
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag in (256, 257):  # ImageWidth, ImageLength: 16 or 32 bits
+            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
+    if not (found.get(256) and found.get(257)):
+        raise ValueError("TIFF without a size")
+    return found[257], found[256]

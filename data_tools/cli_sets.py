@@ -1,0 +1,123 @@
+"""Commands on sets of shards that are there: index, verify, stats."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data_tools.console import Jobs, progress_bar, say
+from data_tools.jobs import available_cores
+
+DAMAGE = 1
+
+sets_app = typer.Typer()
+
+Shards = Annotated[Path, typer.Argument(help="Directory of shards.")]
+
+
+@sets_app.command()
+def index(
+    directory: Annotated[Path, typer.Argument(help="Directory of webdataset tars made elsewhere.")],
+    pattern: Annotated[str, typer.Option(help="Which of its files.")] = "*.tar",
+    labels: Annotated[str, typer.Option(help="auto: from KEY.cls where it is there; none.")] = "auto",
+    classes: Annotated[Path | None, typer.Option(help="Text file with a class name a line, in the order of the labels.")] = None,
+    jobs: Jobs = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+) -> None:
+    """Write the index of tars made elsewhere, so that they can be trained on; the tars stay as they are."""
+    from data_tools.index_tars import build_index
+
+    with progress_bar("indexing", len(list(directory.glob(pattern)))) as advance:
+        made = build_index(
+            directory,
+            pattern=pattern,
+            labels=labels,
+            classes=classes,
+            jobs=jobs or available_cores(),
+            overwrite=overwrite,
+            progress=advance,
+        )
+    what = "no labels" if made.classes is None else f"{len(made.classes)} classes"
+    say(f"{directory}: {len(made):,} samples, {what}, in {len(made.shards)} tars")
+
+
+@sets_app.command()
+def verify(
+    directory: Shards,
+    decode: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
+    repair: Annotated[bool, typer.Option("--repair", help="First rebuild what can be: the index, the end of a tar.")] = False,
+    jobs: Jobs = None,
+) -> None:
+    """Compare shards with their index: sizes, checksums, place and label of every sample, decodability. Damage: exit code 1."""
+    from data_tools.repair import repair_set
+    from data_tools.verify import load_index, verify_shards
+
+    if repair:
+        for sentence in repair_set(directory, jobs=jobs or available_cores()):
+            say(f"[green]repaired[/] {escape(sentence)}")
+    index_ = load_index(directory)
+    with progress_bar("verifying", len(index_)) as advance:
+        problems = verify_shards(index_, decode=decode, jobs=jobs or available_cores(), progress=advance)
+    for problem in problems:
+        say(f"[red]{escape(problem)}[/]")
+    if problems:
+        say(
+            f"{directory}: {len(problems)} problems. An index is rebuilt by `data_tools verify --repair`; damaged shards by the"
+            " `data_tools shard` command that made them, with --repair, or by copying them again."
+        )
+        raise typer.Exit(DAMAGE)
+    say(f"{directory}: {len(index_):,} samples in {len(index_.shards)} shards are as the index says")
+
+
+@sets_app.command()
+def stats(
+    directory: Shards,
+    out: Annotated[Path | None, typer.Option(help="Directory for stats.json and pictures; default: DIRECTORY_stats.")] = None,
+    images: Annotated[int, typer.Option(help="Random images to decode for sizes, mean and std; 0: all.", min=0)] = 5000,
+    sheet: Annotated[int, typer.Option(help="Pictures on the sample sheet.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+    jobs: Jobs = None,
+) -> None:
+    """Print and draw class balance, image sizes, bytes, mean and standard deviation, and a sheet of samples."""
+    from data_tools.stats import choose, default_output, measure, thumbnails
+    from data_tools.stats_drawing import draw_sheet, draw_stats
+    from data_tools.verify import load_index
+
+    index_ = load_index(directory)
+    target = out or default_output(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    with progress_bar("measuring", min(images or len(index_), len(index_))) as advance:
+        found = measure(index_, images=images, seed=seed, jobs=jobs or available_cores(), progress=advance)
+    (target / "stats.json").write_text(json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw_stats(found, target / "stats.png")
+    draw_sheet(thumbnails(index_, choose(len(index_), sheet, seed + 1)), target / "samples.png")
+    Console(soft_wrap=True).print(_table(found.as_json()))
+    say(f"written: {target / 'stats.json'}, {target / 'stats.png'}, {target / 'samples.png'}")
+
+
+def _table(facts: dict) -> Table:
+    table = Table(show_header=False)
+    table.add_row("samples", f"{facts['samples']:,} in {facts['shards']:,} shards, {facts['bytes'] / 2**20:,.1f} MiB")
+    table.add_row("classes", _balance(facts))
+    for name, title in (("image_bytes", "bytes an image"), ("width", "width"), ("height", "height")):
+        spread = facts[name]
+        if spread is not None:
+            text = "{least:,.0f} to {largest:,.0f}, median {median:,.0f}, mean {mean:,.1f}".format(**spread)
+            table.add_row(title, text)
+    table.add_row("mean of R, G, B", ", ".join(f"{value:.4f}" for value in facts["mean"]))
+    table.add_row("std of R, G, B", ", ".join(f"{value:.4f}" for value in facts["std"]))
+    table.add_row("measured on", f"{facts['measured_images']:,} images; {facts['broken_images']:,} did not decode")
+    return table
+
+
+def _balance(facts: dict) -> str:
+    classes = facts["classes"]
+    if not classes or not sum(classes.values()):
+        return f"no labels{f' ({len(classes)} class names)' if classes else ''}"
+    least, largest = min(classes, key=classes.__getitem__), max(classes, key=classes.__getitem__)
+    text = f"{len(classes):,}; smallest {least} with {classes[least]:,}, largest {largest} with {classes[largest]:,}"
+    return text + (f"; {facts['unlabelled']:,} samples without" if facts["unlabelled"] else "")
