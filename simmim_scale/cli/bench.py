@@ -52,6 +52,24 @@ def loader(
         console.print(table)
 
 
+@bench_app.command("compile")
+def compile_kernels(
+    out: Annotated[Path, typer.Option(help="Directory of the record and the report; a sweep that was interrupted goes on.")],
+    dtype: Annotated[list[str] | None, typer.Option(help="bf16, fp16 or fp32; may be given several times. Default: all.")] = None,
+    capability: Annotated[
+        list[str] | None, typer.Option(help="Compute capability, for example 9.0; may be given several times. Default: all.")
+    ] = None,
+) -> None:
+    """Compile every Triton kernel that may be picked, for GPUs that need not be here; exit code 1 if one has faults."""
+    from simmim_scale.bench.compile import DTYPES, parse_capabilities, sweep
+
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        faults = sweep(out, dtypes=dtype or list(DTYPES), capabilities=parse_capabilities(capability), progress=console.print)
+    console.print(f"{faults} kernels with faults; report: {out / 'README.md'}")
+    raise typer.Exit(1 if faults else 0)
+
+
 def loader_tables(result: dict[str, Any]) -> list[Table]:
     """The result for a person: stages, comparison, demand."""
     stages = Table(

@@ -38,10 +38,12 @@ class Choice:
     function: Callable[..., torch.Tensor]
 
 
-# Fastest first: "auto" takes the first that can run. The reference comes last and runs everywhere.
+# Fastest first on each device: "auto" takes the first that can run. The reference comes last and runs everywhere.
 IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "window_attention": (
         Implementation("cpu", "simmim_scale.kernels.window_attention.cpu"),
+        Implementation("triton", "simmim_scale.kernels.window_attention.triton", needs="triton"),
+        Implementation("sdpa", "simmim_scale.kernels.window_attention.sdpa"),
         Implementation("reference", "simmim_scale.kernels.window_attention.reference"),
     ),
 }

@@ -35,16 +35,16 @@ def window_attention(
     # fp64 stays fp64, so that gradients can be checked numerically; half precisions get fp32 logits.
     wide = torch.promote_types(qkv.dtype, torch.float32)
     rolled = torch.roll(qkv, (-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else qkv
-    q, k, v = _partition(rolled, num_heads, window)
+    q, k, v = partition(rolled, num_heads, window)
     logits = _logits(q, k, logit_scale, wide) + bias.to(wide)
     if any(shift):
-        logits = logits + _shift_mask(height, width, window, shift, logits)[:, None]
+        logits = logits + shift_mask(height, width, window, shift, logits)[:, None]
     attended = torch.softmax(logits, dim=-1).to(v.dtype) @ v
-    merged = _merge(attended, batch, height, width, window)
+    merged = merge(attended, batch, height, width, window)
     return torch.roll(merged, shift, dims=(1, 2)) if any(shift) else merged
 
 
-def _partition(qkv: Tensor, num_heads: int, window: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def partition(qkv: Tensor, num_heads: int, window: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """(b, h, w, 3c) -> q, k, v, each (b, windows, heads, n, d)."""
     batch, height, width, channels = qkv.shape
     rows, columns = height // window[0], width // window[1]
@@ -60,11 +60,11 @@ def _logits(q: Tensor, k: Tensor, logit_scale: Tensor | None, wide: torch.dtype)
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).to(wide)
     # The norms are taken in `wide`: in fp16 a sum of squares overflows at |q| > 256 and underflows near zero.
     scale = logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp()[:, None, None]
-    unit_q, unit_k = _unit(q.to(wide)).to(q.dtype), _unit(k.to(wide)).to(k.dtype)
+    unit_q, unit_k = unit(q.to(wide)).to(q.dtype), unit(k.to(wide)).to(k.dtype)
     return (unit_q @ unit_k.transpose(-2, -1)).to(wide) * scale
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1, as `torch.nn.functional.normalize`, but zero vectors get a gradient of 0 instead of 1e12 times theirs.
 
     Padded tokens have k = 0 exactly. The huge gradient would meet their zero input in the weight's gradient and vanish in fp32,
@@ -74,13 +74,13 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors * torch.where(norm > 0, norm.clamp(min=NORM_EPS).reciprocal(), 0.0)
 
 
-def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
+def shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """0 within a region, -100 between two, (windows, n, n); made on the device, where a copy of an n x n table would be slow."""
     region = torch.from_numpy(window_regions(height, width, window, shift)).to(like.device)
     return (region[:, :, None] != region[:, None, :]).to(like.dtype) * MASKED_LOGIT
 
 
-def _merge(attended: Tensor, batch: int, height: int, width: int, window: tuple[int, int]) -> Tensor:
+def merge(attended: Tensor, batch: int, height: int, width: int, window: tuple[int, int]) -> Tensor:
     """(b, windows, heads, n, d) -> (b, h, w, heads * d)."""
     rows, columns = height // window[0], width // window[1]
     blocks = attended.reshape(batch, rows, columns, attended.shape[2], window[0], window[1], -1)

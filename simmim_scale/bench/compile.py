@@ -1,0 +1,168 @@
+"""`simmim bench compile`: compiles every Triton kernel that dispatch may pick, for GPUs that need not be here.
+
+Results are appended to OUT/compiled.jsonl as they come, so that an interrupted sweep goes on where it was; OUT/README.md reports.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from simmim_scale.kernels.window_attention.triton_ahead import Problem, compile_kernel
+from simmim_scale.kernels.window_attention.triton_tiles import SHARED_MEMORY, tile_summary
+
+log = logging.getLogger(__name__)
+
+# Windows of Swin-T to SwinV2-G, whose heads all have 32 channels; late stages at small inputs use one of the smaller windows.
+WINDOWS = (6, 7, 8, 12, 14, 16, 20, 24)
+# Head dims of other published layouts, and windows of inputs whose sides differ, at one size each.
+HEAD_DIMS = (16, 44, 64, 88, 96, 128)
+RECTANGLES = ((6, 12), (7, 14), (9, 5), (7, 24))
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def problems(dtypes: Iterable[str]) -> Iterator[Problem]:
+    """Every configuration of the sweep, for the types given.
+
+    Raises:
+        ValueError: unknown type.
+    """
+    for name in dtypes:
+        if name not in DTYPES:
+            raise ValueError(f"unknown type {name!r}. Known: {', '.join(DTYPES)}.")
+        dtype = DTYPES[name]
+        for window in WINDOWS:
+            for cosine in (True, False):
+                for shifted in (True, False):
+                    yield Problem((window, window), 32, dtype, cosine, shifted)
+        for head_dim in HEAD_DIMS:
+            yield from (Problem((side, side), head_dim, dtype, True, True) for side in (12, 24))
+        yield from (Problem(window, 32, dtype, True, True) for window in RECTANGLES)
+
+
+def parse_capabilities(texts: Iterable[str] | None) -> list[tuple[int, int]]:
+    """ "9.0" -> (9, 0); None: all that tiles are known for.
+
+    Raises:
+        ValueError: not one of those.
+    """
+    known = {f"{major}.{minor}": (major, minor) for major, minor in SHARED_MEMORY}
+    if not texts:
+        return list(known.values())
+    unknown = [text for text in texts if text not in known]
+    if unknown:
+        raise ValueError(f"unknown compute capability {', '.join(unknown)}. Known: {', '.join(known)}.")
+    return [known[text] for text in texts]
+
+
+def sweep(
+    out: Path,
+    *,
+    dtypes: Iterable[str] = tuple(DTYPES),
+    capabilities: Iterable[tuple[int, int]] = tuple(SHARED_MEMORY),
+    progress: Callable[[str], None] = log.info,
+) -> int:
+    """Compile what is not in OUT yet, write the report, and return the number of kernels with faults.
+
+    Args:
+        out: directory of compiled.jsonl and README.md.
+        dtypes: "bf16", "fp16", "fp32".
+        capabilities: compute capabilities; keys of `SHARED_MEMORY`.
+        progress: called with a line for each kernel that has faults and for each finished configuration.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    record = out / "compiled.jsonl"
+    done = {_key(row) for row in read_record(record)}
+    capabilities = list(capabilities)
+    for problem in problems(list(dtypes)):
+        for capability in capabilities:
+            rows = [row for row in _planned(problem, capability) if _key(row) not in done]
+            with record.open("a") as file:
+                for row in rows:
+                    file.write(json.dumps(row | _compiled(row, problem, capability, progress)) + "\n")
+        progress(f"{problem.window[0]}x{problem.window[1]} head dim {problem.head_dim} {problem.dtype}: done")
+    rows = read_record(record)
+    (out / "README.md").write_text(report(rows))
+    return sum(bool(row["faults"]) for row in rows)
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """Rows of compiled.jsonl; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _planned(problem: Problem, capability: tuple[int, int]) -> list[dict[str, Any]]:
+    name = next(name for name, dtype in DTYPES.items() if dtype == problem.dtype)
+    shared = {
+        "window": list(problem.window),
+        "head_dim": problem.head_dim,
+        "dtype": name,
+        "form": "V2" if problem.cosine else "V1",
+        "shifted": problem.shifted,
+        "capability": list(capability),
+        "triton": triton.__version__,
+    }
+    return [shared | {"kernel": kernel, "tiles": tile_summary(problem.tiles, kernel)} for kernel in problem.kernels]
+
+
+def _key(row: dict[str, Any]) -> str:
+    names = ("window", "head_dim", "dtype", "form", "shifted", "capability", "triton", "kernel", "tiles")
+    return json.dumps([row[name] for name in names])
+
+
+def _compiled(
+    row: dict[str, Any], problem: Problem, capability: tuple[int, int], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    usage = compile_kernel(row["kernel"], problem, capability)
+    if usage.faults:
+        progress(f"FAULT {row['kernel']} {row['window']} {row['dtype']} sm_{capability[0]}{capability[1]}: {usage.faults}")
+    numbers = {name: asdict(usage)[name] for name in ("warps", "registers", "stack", "shared", "shared_limit", "tensor_core")}
+    return numbers | {"faults": usage.faults}
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The README of a sweep: what was compiled, what is wrong, and the table of the worst case of each kernel and window."""
+    faulty = [row for row in rows if row["faults"]]
+    versions = ", ".join(sorted({row["triton"] for row in rows}))
+    counts = Counter(f"sm_{row['capability'][0]}{row['capability'][1]} {row['dtype']}" for row in rows)
+    lines = [
+        "# Window attention in Triton, compiled ahead of time",
+        "",
+        f"{date.today().isoformat()}, Triton {versions}, no GPU needed. Written by `simmim bench compile --out DIR`; every",
+        "kernel is a line of `compiled.jsonl`. Registers, and bytes of stack, are per thread as `cuobjdump -res-usage` tells",
+        "them; a stack above 0 would mean spills. Shared memory is in bytes, of one program. This says that the kernels can",
+        "run, not how fast they are.",
+        "",
+        f"**{len(rows)} kernels, {len(faulty)} with faults** (stack, shared memory over the limit, or no tensor cores).",
+        "",
+        "Kernels per architecture and type: " + ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) + ".",
+        "",
+    ]
+    if faulty:
+        lines += ["## Faults", "", *_table(faulty, each=True), ""]
+    lines += ["## Worst case over V1 and V2, shifted and not", "", *_table(rows, each=False), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]], *, each: bool) -> list[str]:
+    """Markdown; `each`: one line a kernel, else the largest numbers of a kernel, type, window, head dim and architecture."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        key = (row["dtype"], *row["window"], row["head_dim"], row["kernel"], *row["capability"], number if each else 0)
+        groups.setdefault(key, []).append(row)
+    lines = ["| type | window | head dim | kernel | GPU | tiles | registers | stack | shared memory | limit |", "|---" * 10 + "|"]
+    for (dtype, height, width, head_dim, kernel, major, minor, _), members in sorted(groups.items()):
+        most = {name: max(row[name] for row in members) for name in ("registers", "stack", "shared", "shared_limit")}
+        tiles = " / ".join(sorted({row["tiles"] for row in members}))
+        lines.append(
+            f"| {dtype} | {height}x{width} | {head_dim} | {kernel.removesuffix('_kernel')} | sm_{major}{minor} | {tiles} |"
+            f" {most['registers']} | {most['stack']} | {most['shared']:,} | {most['shared_limit']:,} |"
+        )
+    return lines

@@ -1,0 +1,247 @@
+"""Window attention on a GPU by Triton kernels: never partitions in memory; saves the projection, the output and one number a row.
+
+The gradient of the bias is summed per group of windows and the groups' sums are added in a fixed order: the same input always
+gives the same gradients, digit for digit. `TRITON_INTERPRET=1` runs the same kernels on a CPU, slowly, for tests.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from triton import knobs
+
+from simmim_scale.kernels.window_attention.reference import MAX_LOGIT_SCALE
+from simmim_scale.kernels.window_attention.triton_kernels import (
+    LOG2E,
+    forward_kernel,
+    key_value_gradient_kernel,
+    query_gradient_kernel,
+)
+from simmim_scale.kernels.window_attention.triton_split import bias_gradient_kernel, query_only_kernel
+from simmim_scale.kernels.window_attention.triton_tiles import Tiles, choose_tiles, key_starts, padded_head_dim, refuse
+
+PROGRAMS_PER_PROCESSOR = 8  # programs of the gradient of q for each multiprocessor: enough to level out what is left at the end
+PARTIAL_BYTES = 256 << 20  # most memory for the groups' sums of the bias gradient
+# Full precision for fp32, from three products of TensorFloat-32 each; half precisions ignore it.
+PRECISION = "tf32x3"
+
+
+def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str | None:
+    """NVIDIA GPUs for which tiles are known, windows of up to 576 tokens, head dims 16 to 128; fp16, bf16 and fp32."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"it computes in float16, bfloat16 and float32, got {dtype}"
+    capability = (9, 0)
+    if device.type == "cuda":
+        if torch.version.hip:
+            return "its tiles were made for NVIDIA GPUs"
+        capability = torch.cuda.get_device_capability(device)
+    elif not (device.type == "cpu" and knobs.runtime.interpret):
+        return f"it runs on an NVIDIA GPU, got {device.type}"
+    elif dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 products wrongly"
+    return refuse(facts.get("tokens", 1), facts.get("head_dim", 32), dtype.itemsize, capability)
+
+
+def window_attention(
+    qkv: Float[Tensor, "b h w c3"],
+    bias: Float[Tensor, "heads n n"],
+    *,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    logit_scale: Float[Tensor, "heads"] | None,
+) -> Float[Tensor, "b h w c"]:
+    """See the contract in `kernels/window_attention/__init__.py`."""
+    return _Attention.apply(qkv, bias, logit_scale, Launch(num_heads, window, shift))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the kernels of one call have in common, and how they are started."""
+
+    heads: int
+    window: tuple[int, int]
+    shift: tuple[int, int]
+
+    @property
+    def tokens(self) -> int:
+        return self.window[0] * self.window[1]
+
+    def tiles(self, qkv: Tensor) -> Tiles:
+        return choose_tiles(self.tokens, self.head_dim(qkv), qkv.element_size())
+
+    def head_dim(self, qkv: Tensor) -> int:
+        return qkv.shape[3] // 3 // self.heads
+
+    def windows(self, qkv: Tensor) -> int:
+        return qkv.shape[0] * (qkv.shape[1] // self.window[0]) * (qkv.shape[2] // self.window[1])
+
+    def groups(self, qkv: Tensor, programs: int) -> int:
+        """How many share the windows of the same `programs`, each group with its own sum of the bias gradient."""
+        processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 1
+        wanted = PROGRAMS_PER_PROCESSOR * processors // programs
+        affordable = PARTIAL_BYTES // (4 * self.heads * self.tokens**2)
+        return max(1, min(wanted, affordable, self.windows(qkv)))
+
+    def sizes(self, qkv: Tensor) -> dict[str, int]:
+        """Arguments of the image at hand."""
+        return {
+            "height": qkv.shape[1],
+            "width": qkv.shape[2],
+            "grid_rows": qkv.shape[1] // self.window[0],
+            "grid_columns": qkv.shape[2] // self.window[1],
+            "shift_row": self.shift[0],
+            "shift_column": self.shift[1],
+            "heads": self.heads,
+        }
+
+    def constants(self, qkv: Tensor, cosine: bool) -> dict[str, Any]:
+        return kernel_constants(self.window, self.head_dim(qkv), cosine=cosine, shifted=any(self.shift))
+
+
+def kernel_constants(window: tuple[int, int], head_dim: int, *, cosine: bool, shifted: bool) -> dict[str, Any]:
+    """Compile-time arguments that all kernels take."""
+    return {
+        "N": window[0] * window[1],
+        "WH": window[0],
+        "WW": window[1],
+        "D": head_dim,
+        "DP": padded_head_dim(head_dim),
+        "COSINE": cosine,
+        "SHIFTED": shifted,
+        "PRECISION": PRECISION,
+    }
+
+
+def tile_constants(tiles: Tiles) -> dict[str, dict[str, Any]]:
+    """Compile-time arguments and warps of each kernel that these tiles use, by its name."""
+    forward, query, pair, key_value = tiles.forward, tiles.query, tiles.pair, tiles.key_value
+    constants = {
+        "forward_kernel": {
+            "BLOCK": forward.block,
+            "TILES": forward.tiles,
+            "HOLD": forward.hold,
+            "STARTS": key_starts(forward.keys),
+            "SIZES": forward.keys,
+            "num_warps": forward.warps,
+        },
+        "key_value_gradient_kernel": {"BLOCK": key_value.block, "KEYS": key_value.keys, "num_warps": key_value.warps},
+    }
+    if query is None:
+        shared = {"BLOCK": pair.block, "KEYS": pair.keys, "num_warps": pair.warps}
+        return constants | {"query_only_kernel": shared, "bias_gradient_kernel": shared}
+    own = {"BLOCK": query.block, "STARTS": key_starts(query.keys), "SIZES": query.keys, "num_warps": query.warps}
+    return constants | {"query_gradient_kernel": own}
+
+
+class _Attention(torch.autograd.Function):
+    """Forward and backward; saves the projection, the scaled bias, the output and the log-sum-exp."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, launch: Launch) -> Tensor:
+        qkv = qkv.contiguous()
+        # In units of log2, fp32: one product here instead of one per logit.
+        scaled_bias = (bias.detach().float() * LOG2E.value).contiguous()
+        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+        lse = torch.empty(launch.windows(qkv), launch.heads, launch.tokens, dtype=torch.float32, device=qkv.device)
+        tiles = launch.tiles(qkv)
+        programs = (lse.shape[0] * launch.heads, -(-launch.tokens // (tiles.forward.block * tiles.forward.tiles)))
+        with _on(qkv.device):
+            forward_kernel[programs](
+                qkv,
+                scaled_bias,
+                logit_scale if logit_scale is not None else scaled_bias,
+                out,
+                lse,
+                **launch.sizes(qkv),
+                **launch.constants(qkv, logit_scale is not None),
+                **tile_constants(tiles)["forward_kernel"],
+                num_stages=1,
+            )
+        ctx.launch, ctx.bias_type = launch, bias.dtype
+        ctx.save_for_backward(qkv, scaled_bias, logit_scale, out, lse)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, bias, logit_scale, out, lse = ctx.saved_tensors
+        call = _BackwardCall(ctx.launch, qkv, bias, logit_scale, out, lse, grad_out.contiguous())
+        with _on(qkv.device):
+            grad_bias, grad_scale = call.query_and_bias()
+            call.key_and_value()
+        if logit_scale is None:
+            return call.grad_qkv, grad_bias.to(ctx.bias_type), None, None
+        # The clamp cuts the gradient of the raw logit scale off above ln 100.
+        grad_scale = (grad_scale * (logit_scale <= MAX_LOGIT_SCALE)).to(logit_scale.dtype)
+        return call.grad_qkv, grad_bias.to(ctx.bias_type), grad_scale, None
+
+
+class _BackwardCall:
+    """The tensors of one backward pass and the kernels that fill them."""
+
+    def __init__(
+        self, launch: Launch, qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, out: Tensor, lse: Tensor, grad_out: Tensor
+    ) -> None:
+        self.launch, self.qkv, self.lse, self.out, self.grad_out = launch, qkv, lse, out, grad_out
+        self.read = (qkv, bias, logit_scale if logit_scale is not None else bias)
+        self.grad_qkv, self.delta = torch.empty_like(qkv), torch.empty_like(lse)
+        self.tiles = launch.tiles(qkv)
+        self.constants = tile_constants(self.tiles)
+        self.common = launch.sizes(qkv) | launch.constants(qkv, logit_scale is not None) | {"num_stages": 1}
+
+    def query_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Fills q's part of `grad_qkv`, and `delta`; returns the gradients of the bias and of the clamped logit scale, fp32."""
+        if self.tiles.query is None:
+            return self._apart()
+        launch, block = self.launch, self.tiles.query.block
+        tiles = -(-launch.tokens // block)
+        groups = launch.groups(self.qkv, launch.heads * tiles)
+        grad_bias = self.lse.new_empty(groups, launch.heads, launch.tokens, launch.tokens)
+        grad_scale = self.lse.new_empty(groups, launch.heads, tiles)
+        query_gradient_kernel[(tiles * launch.heads * groups,)](
+            *(*self.read, self.out, self.lse, self.grad_out, self.delta, self.grad_qkv, grad_bias, grad_scale),
+            **self.common,
+            **self.constants["query_gradient_kernel"],
+            total_windows=self.lse.shape[0],
+            groups=groups,
+        )
+        return grad_bias.sum(0), grad_scale.sum((0, 2))
+
+    def _apart(self) -> tuple[Tensor, Tensor]:
+        launch, pair = self.launch, self.tiles.pair
+        tiles, key_tiles = -(-launch.tokens // pair.block), -(-launch.tokens // pair.keys)
+        grad_scale = self.lse.new_empty(*self.lse.shape[:2], tiles)
+        query_only_kernel[(tiles * launch.heads * self.lse.shape[0],)](
+            *(*self.read, self.out, self.lse, self.grad_out, self.delta, self.grad_qkv, grad_scale),
+            **self.common,
+            **self.constants["query_only_kernel"],
+        )
+        groups = launch.groups(self.qkv, launch.heads * tiles * key_tiles)
+        grad_bias = self.lse.new_empty(groups, launch.heads, launch.tokens, launch.tokens)
+        bias_gradient_kernel[(tiles * key_tiles * launch.heads * groups,)](
+            *(*self.read, self.lse, self.grad_out, self.delta, grad_bias),
+            **self.common,
+            **self.constants["bias_gradient_kernel"],
+            total_windows=self.lse.shape[0],
+            groups=groups,
+        )
+        return grad_bias.sum(0), grad_scale.sum((0, 2))
+
+    def key_and_value(self) -> None:
+        """Fills the parts of k and v of `grad_qkv`; needs `delta`."""
+        tiles = -(-self.launch.tokens // self.tiles.key_value.keys)
+        key_value_gradient_kernel[(tiles * self.launch.heads * self.lse.shape[0],)](
+            *(*self.read, self.lse, self.grad_out, self.delta, self.grad_qkv),
+            **self.common,
+            **self.constants["key_value_gradient_kernel"],
+        )
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton starts kernels on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

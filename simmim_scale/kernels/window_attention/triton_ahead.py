@@ -1,0 +1,133 @@
+"""Compiles the kernels of window attention for an architecture that need not be present, and reads what they use.
+
+`triton.compile` succeeds even when a kernel spills or cannot be launched, so whoever compiles has to look: `Usage.faults`.
+"""
+
+import functools
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from simmim_scale.kernels.window_attention import triton_kernels, triton_split
+from simmim_scale.kernels.window_attention.triton import kernel_constants, tile_constants
+from simmim_scale.kernels.window_attention.triton_tiles import SHARED_MEMORY, Tiles, choose_tiles
+
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+IN_DTYPE = ("QKV", "OUT", "GRAD_OUT", "GRAD_QKV")  # pointers to the type of the projection; the other pointers are to fp32
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One configuration of window attention, as far as the kernels depend on it."""
+
+    window: tuple[int, int]
+    head_dim: int
+    dtype: torch.dtype
+    cosine: bool
+    shifted: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.window[0] * self.window[1]
+
+    @property
+    def tiles(self) -> Tiles:
+        return choose_tiles(self.tokens, self.head_dim, self.dtype.itemsize)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels that run for this problem, forward and backward."""
+        return tuple(tile_constants(self.tiles))
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one compiled kernel needs.
+
+    Attributes:
+        registers: per thread.
+        stack: bytes of local memory per thread: above 0 the kernel spills.
+        shared: bytes of shared memory of one program.
+        shared_limit: what the device gives one program.
+        tensor_core: instructions that multiply on tensor cores, in the code of the kernel.
+    """
+
+    kernel: str
+    capability: tuple[int, int]
+    warps: int
+    registers: int
+    stack: int
+    shared: int
+    shared_limit: int
+    tensor_core: int
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the kernel must not be used; empty: it may."""
+        faults = []
+        if self.stack:
+            faults.append(f"{self.stack} bytes of stack per thread")
+        if self.shared > self.shared_limit:
+            faults.append(f"{self.shared} bytes of shared memory of {self.shared_limit}")
+        if not self.tensor_core:
+            faults.append("no tensor cores")
+        return faults
+
+
+def compile_kernel(name: str, problem: Problem, capability: tuple[int, int], tiles: Tiles | None = None) -> Usage:
+    """Compile the kernel `name` for a compute capability and report its resources; takes seconds, needs no GPU.
+
+    Args:
+        name: one of `problem.kernels`.
+        tiles: another cut than that of `choose_tiles`.
+
+    Raises:
+        RuntimeError: Triton's cuobjdump, which reads the compiled code, fails.
+    """
+    tiles = tiles or problem.tiles
+    function = getattr(triton_kernels, name, None) or getattr(triton_split, name)
+    constants = kernel_constants(problem.window, problem.head_dim, cosine=problem.cosine, shifted=problem.shifted)
+    constants |= tile_constants(tiles)[name]
+    warps = constants.pop("num_warps")
+    signature = {argument: _type(argument, constants, problem.dtype) for argument in function.arg_names}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    values = {(function.arg_names.index(argument),): value for argument, value in constants.items()}
+    source = ASTSource(function, signature, constexprs=values, attrs=attributes)
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    kernel = compile(source, target=target, options={"num_warps": warps, "num_stages": 1})
+    registers, stack = _resources(kernel.asm["cubin"])
+    products = len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", kernel.asm["ptx"]))
+    return Usage(name, capability, warps, registers, stack, kernel.metadata.shared, SHARED_MEMORY[capability], products)
+
+
+def _type(argument: str, constants: dict[str, Any], dtype: torch.dtype) -> str:
+    if argument in constants:
+        return "constexpr"
+    if argument.islower():
+        return "i32"
+    return "*" + (TYPES[dtype] if argument in IN_DTYPE else "fp32")
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """(registers, stack bytes) per thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        result = subprocess.run([_cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=False)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", result.stdout)
+    if found is None:
+        raise RuntimeError(f"cuobjdump did not tell registers and stack (exit code {result.returncode}): {result.stderr.strip()}")
+    return int(found[1]), int(found[2])
+
+
+@functools.cache
+def _cuobjdump() -> str:
+    return str(Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump")

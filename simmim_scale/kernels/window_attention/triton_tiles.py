@@ -1,0 +1,143 @@
+"""How the Triton kernels cut a window into tiles, per architecture: pure arithmetic, no Triton and no GPU needed.
+
+The numbers were found by compiling ahead of time (`simmim bench compile`): registers that do not spill, shared memory that fits.
+"""
+
+from dataclasses import dataclass
+
+MAX_TOKENS = 24 * 24
+HEAD_DIMS = (16, 128)  # smallest and largest
+# Shared memory of one thread block, bytes (CUDA programming guide, table of compute capabilities).
+SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
+
+
+@dataclass(frozen=True)
+class ForwardTiles:
+    """One program of the forward kernel: `tiles` tiles of `block` queries against tiles of keys.
+
+    Attributes:
+        hold: keys and values stay with the program; else each tile of queries reads them again.
+        keys: sizes of the tiles of keys, powers of two.
+        warps: of one program.
+    """
+
+    block: int
+    tiles: int
+    hold: bool
+    keys: tuple[int, ...]
+    warps: int
+
+
+@dataclass(frozen=True)
+class QueryTiles:
+    """One program of the kernel for the gradients of q and bias: one tile of queries, all keys, a group of windows."""
+
+    block: int
+    keys: tuple[int, ...]
+    warps: int
+
+
+@dataclass(frozen=True)
+class PairTiles:
+    """One program of a kernel that works on tiles of `block` queries and `keys` keys."""
+
+    block: int
+    keys: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The cut of all kernels. `query` is None where the gradients of q and bias need a kernel each, cut as `pair`."""
+
+    forward: ForwardTiles
+    query: QueryTiles | None
+    pair: PairTiles
+    key_value: PairTiles
+
+
+def key_sizes(tokens: int, largest: int) -> tuple[int, ...]:
+    """Powers of two from `largest` down to 16 that hold `tokens` with the least padding: 144 -> (128, 16)."""
+    rest = -(-tokens // 16) * 16
+    sizes = []
+    size = largest
+    while rest:
+        while rest >= size:
+            sizes.append(size)
+            rest -= size
+        size //= 2
+    return tuple(sizes)
+
+
+def key_starts(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """First key of each tile."""
+    return tuple(sum(sizes[:number]) for number in range(len(sizes)))
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The power of two that holds the head dim; products need at least 16."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def refuse(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> str | None:
+    """Why there are no tiles for this window, head dim and compute capability; None: there are."""
+    if capability not in SHARED_MEMORY:
+        known = ", ".join(f"{major}.{minor}" for major, minor in SHARED_MEMORY)
+        return f"no tiles are known for compute capability {capability[0]}.{capability[1]}, only for {known}"
+    if tokens > MAX_TOKENS:
+        return f"a window may hold {MAX_TOKENS} tokens at most, got {tokens}"
+    if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1] or head_dim % 4:
+        return f"head dims from {HEAD_DIMS[0]} to {HEAD_DIMS[1]} in steps of 4 are supported, got {head_dim}"
+    return None
+
+
+def choose_tiles(tokens: int, head_dim: int, itemsize: int) -> Tiles:
+    """The cut for a window of `tokens`, heads of `head_dim` and elements of `itemsize` bytes."""
+    row_bytes = padded_head_dim(head_dim) * itemsize
+    return Tiles(
+        forward=_forward(tokens, row_bytes, itemsize),
+        query=_query(tokens, row_bytes, itemsize),
+        pair=_pair(row_bytes, itemsize),
+        key_value=_key_value(row_bytes, itemsize),
+    )
+
+
+def _forward(tokens: int, row_bytes: int, itemsize: int) -> ForwardTiles:
+    block = 64 if 48 < tokens <= 208 and row_bytes <= 64 else 16
+    largest = 128 if row_bytes <= 64 else 64 if row_bytes <= 256 else 32
+    hold = 2 * tokens * row_bytes <= 40_000
+    warps = 1 if tokens <= 48 and itemsize == 2 else 4 if row_bytes <= 128 else 8
+    return ForwardTiles(block, -(-tokens // block) if hold else 1, hold, key_sizes(tokens, largest), warps)
+
+
+def _query(tokens: int, row_bytes: int, itemsize: int) -> QueryTiles | None:
+    # The most tokens whose bias gradient fits the registers of a program, by bytes of one row of q.
+    most = {32: 400, 64: 400 if itemsize == 2 else 64, 128: 256 if itemsize == 2 else 64}.get(row_bytes, 0)
+    if tokens > most:
+        return None
+    largest = 128 if row_bytes <= 64 else 64
+    return QueryTiles(16, key_sizes(tokens, largest), 4 if tokens <= 160 and row_bytes <= 64 else 8)
+
+
+def _pair(row_bytes: int, itemsize: int) -> PairTiles:
+    if row_bytes <= 64:
+        return PairTiles(64, 64, 4)
+    return PairTiles(32, 32, 4) if row_bytes <= 128 else PairTiles(16, 32, 4 if row_bytes <= 256 else 8)
+
+
+def _key_value(row_bytes: int, itemsize: int) -> PairTiles:
+    if row_bytes <= (128 if itemsize == 2 else 64):
+        return PairTiles(32, 64, 4)
+    return PairTiles(16, 32, 4) if row_bytes <= 256 else PairTiles(16, 16, 8)
+
+
+def tile_summary(tiles: Tiles, kernel: str) -> str:
+    """The cut of one kernel in a few characters, for reports: queries x keys, warps."""
+    if kernel == "forward_kernel":
+        forward = tiles.forward
+        held = " held" if forward.hold else ""
+        return f"{forward.tiles}*{forward.block}x{'+'.join(map(str, forward.keys))}{held}, {forward.warps} warps"
+    if kernel == "query_gradient_kernel" and tiles.query is not None:
+        return f"{tiles.query.block}x{'+'.join(map(str, tiles.query.keys))}, {tiles.query.warps} warps"
+    pair = tiles.key_value if kernel == "key_value_gradient_kernel" else tiles.pair
+    return f"{pair.block}x{pair.keys}, {pair.warps} warps"
