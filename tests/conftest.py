@@ -33,6 +33,11 @@ def _check_shapes() -> None:
 _check_shapes()
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# No deadline for single cases: other processes of the test run may take the cores at any moment.
+settings.register_profile("shared-cores", deadline=None)
+settings.load_profile("shared-cores")
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():

@@ -127,6 +127,11 @@ class DataConfig(Section):
         "Values of NPY and multi-band TIFF files that become 0 and 255; null: those of 8 or 16 bits.",
         unit="value in the file",
     )
+    decoder: Literal["cpu", "gpu"] = setting(
+        "cpu",
+        "Where JPEGs are decoded and resampled: by the workers, or by the rank's GPU (nvJPEG), whose time training then lacks.",
+        source="choice",
+    )
     workers: int = setting(
         4, "Processes that decode images, per rank; 0: the rank itself does it.", unit="processes", source="choice", ge=0
     )

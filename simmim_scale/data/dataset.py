@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simmim_scale.data.decode import DecodeError, decode_image
+from simmim_scale.data.decode import DecodeError, decode_image, jpeg_orientation
+from simmim_scale.data.device_decode import DeviceDecoder, decoded_row, encoded_row, pack, plain_jpeg_size
 from simmim_scale.data.quarantine import DamagedSample
 from simmim_scale.data.random import Stream, sample_rng
 from simmim_scale.data.stream import ShardReader
@@ -49,6 +50,7 @@ class ShardDataset(Dataset):
         in_chans: Channels to decode to.
         seed: Of the run; with a sample's number it decides what replaces the sample if it is damaged.
         band_range: Values of multi-band files that become 0 and 255; None: those of their type.
+        send_encoded: Leave plain JPEGs to a `DeviceDecoder`; `view` is a `CropView` then.
         replaced_is_valid: Whether a row counts whose image was replaced: in training yes, in evaluation no.
     """
 
@@ -60,6 +62,7 @@ class ShardDataset(Dataset):
         in_chans: int,
         seed: int,
         band_range: tuple[float, float] | None = None,
+        send_encoded: bool = False,
         replaced_is_valid: bool = True,
     ):
         self.reader = reader
@@ -67,6 +70,7 @@ class ShardDataset(Dataset):
         self.in_chans = in_chans
         self.seed = seed
         self.band_range = band_range
+        self.send_encoded = send_encoded
         self.replaced_is_valid = replaced_is_valid
 
     def __len__(self) -> int:
@@ -83,19 +87,37 @@ class ShardDataset(Dataset):
     def _load_batch(self, request: BatchRequest) -> tuple[Batch, list[DamagedSample]]:
         rows, used, damaged = [], [], []
         for epoch, sample in zip(request.epochs.tolist(), request.samples.tolist(), strict=True):
-            row, actual, failures = self._load(epoch, sample)
+            row, actual, failures = self._load_encoded(epoch, sample) if self.send_encoded else self.load_row(epoch, sample)
             rows.append(row)
             used.append(actual)
             damaged.extend(failures)
         sample_ids = np.array(used, dtype=np.int64)
         valid = request.valid if self.replaced_is_valid else request.valid & (sample_ids == request.samples)
-        batch = stack(rows)
+        batch = self._stack(rows)
         batch["sample"] = torch.from_numpy(sample_ids)
         batch["position"] = torch.from_numpy(request.positions.astype(np.int64))
         batch["valid"] = torch.from_numpy(valid.astype(bool))
+        if self.send_encoded:
+            batch["epoch"] = torch.from_numpy(request.epochs.astype(np.int64))
         return batch, damaged
 
-    def _load(self, epoch: int, sample: int) -> tuple[Arrays, int, list[DamagedSample]]:
+    def _stack(self, rows: list[Arrays]) -> Batch:
+        if not self.send_encoded:
+            return stack(rows)
+        entries, packed = pack(rows)
+        return {**stack(entries), **packed}
+
+    def _load_encoded(self, epoch: int, sample: int) -> tuple[Arrays, int, list[DamagedSample]]:
+        """As `load_row`, but a plain JPEG is left encoded, with the crop that belongs to its view."""
+        data = self.reader.read_image(sample)
+        size = plain_jpeg_size(data)
+        if size is None:
+            row, actual, failures = self.load_row(epoch, sample)
+            return decoded_row(row), actual, failures
+        height, width = size if jpeg_orientation(data) < 5 else size[::-1]
+        return encoded_row(data, *self.view.draw(height, width, epoch=epoch, sample=sample)), sample, []  # type: ignore[attr-defined]
+
+    def load_row(self, epoch: int, sample: int) -> tuple[Arrays, int, list[DamagedSample]]:
         """The view of a sample, the sample whose image it shows, and what failed before it.
 
         Draws belong to the sample that was ordered, whatever image replaces it.
@@ -124,6 +146,26 @@ class ShardDataset(Dataset):
             f"data: none of {len(failures)} images tried in a row decodes; the first is"
             f" {self.reader.index.describe(sample)} ({cause}). Check the set with `python -m data_tools verify`."
         )
+
+
+def decode_on_device(
+    dataset: ShardDataset, decoder: DeviceDecoder, loaded: tuple[Batch, list[DamagedSample]]
+) -> tuple[Batch, list[DamagedSample]]:
+    """Finishes on the device what a dataset with `send_encoded` loaded: the batch, and all damaged images.
+
+    Rows that the device refuses are loaded again by the dataset, which replaces damaged images by the rule that holds everywhere.
+    """
+    encoded, damaged = loaded
+    batch, refused = decoder(encoded)
+    for row in refused:
+        sample = int(batch["sample"][row])
+        entries, actual, failures = dataset.load_row(int(encoded["epoch"][row]), sample)
+        for name, value in entries.items():  # all of them: draws after the crop depend on the size of the image
+            batch[name][row] = torch.as_tensor(value).to(batch[name].device)
+        batch["sample"][row] = actual
+        batch["valid"][row] &= dataset.replaced_is_valid or actual == sample
+        damaged = [*damaged, *failures]
+    return batch, damaged
 
 
 def replacements(sample: int, num_samples: int, *, seed: int) -> Iterator[int]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from simmim_scale.config.schema import DataConfig, MaskConfig
-from simmim_scale.data.dataset import Batch, BatchRequest, ShardDataset
+from simmim_scale.data.dataset import Batch, BatchRequest, ShardDataset, decode_on_device
+from simmim_scale.data.device_decode import DeviceDecoder
 from simmim_scale.data.order import BatchShare, SampleOrder
 from simmim_scale.data.prefetch import NoPrefetch, ShardPrefetcher
 from simmim_scale.data.quarantine import Quarantine
@@ -39,6 +41,7 @@ def build_training_loader(
     start_position: int = 0,
     quarantine: Path | None = None,
     pin_memory: bool = False,
+    decode_device: torch.device | None = None,
 ) -> "TrainingLoader":
     """The endless stream of pre-training micro-batches of one rank.
 
@@ -53,9 +56,10 @@ def build_training_loader(
         start_position: First position that no finished step has used.
         quarantine: Directory for the lists of damaged images; None: none is kept.
         pin_memory: Page-lock batches, for copies to a GPU that overlap.
+        decode_device: Where `data.decoder: gpu` decodes, and "image" comes out; None: the current CUDA device.
 
     Raises:
-        ValueError: Fewer samples than a global batch.
+        ValueError: Fewer samples than a global batch, or no GPU to decode on.
     """
     if len(index) < global_batch:
         raise ValueError(
@@ -67,13 +71,21 @@ def build_training_loader(
     view = PretrainingView(data=data, mask=mask, image_size=image_size, seed=seed)
     order = SampleOrder(shard_sizes(index), seed=seed, mixed_shards=data.mixed_shards)
     return TrainingLoader(
-        ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed, band_range=data.band_range),
+        ShardDataset(
+            ShardReader(index),
+            view,
+            in_chans=in_chans,
+            seed=seed,
+            band_range=data.band_range,
+            send_encoded=data.decoder == "gpu",
+        ),
         order=order,
         share=BatchShare(global_batch, micro_batch, accumulation, rank, world_size, lanes=order.lanes),
         start_position=start_position,
         quarantine=Quarantine(quarantine, rank=rank),
         workers=workers,
         prefetch=_prefetch(index, order, downloads=data.remote.downloads),
+        decoder=make_decoder(data, image_size=image_size, in_chans=in_chans, device=decode_device),
     )
 
 
@@ -126,6 +138,7 @@ class TrainingLoader:
         quarantine: Takes the damaged images.
         workers: Processes that load ahead.
         prefetch: Fetches remote shards ahead.
+        decoder: Finishes batches of a dataset that sends encoded images.
     """
 
     def __init__(
@@ -138,10 +151,12 @@ class TrainingLoader:
         quarantine: Quarantine,
         workers: Workers,
         prefetch: ShardPrefetcher | NoPrefetch | None = None,
+        decoder: DeviceDecoder | None = None,
     ):
         self.dataset = dataset
         self.order = order
         self.prefetch = prefetch or NoPrefetch()
+        self.decoder = decoder
         self.share = share
         self.quarantine = quarantine
         self.workers = workers
@@ -164,6 +179,8 @@ class TrainingLoader:
         if self._stream is None:
             self._stream = self.workers.start(self.dataset, self._requests(self._start))
         batch, damaged = next(self._stream)
+        if self.decoder is not None:
+            batch, damaged = decode_on_device(self.dataset, self.decoder, (batch, damaged))
         for sample in damaged:
             self.quarantine.add(sample)
         self._num_handed += 1
@@ -276,6 +293,17 @@ class ValidationLoader:
 def shard_sizes(index: ShardIndex) -> np.ndarray:
     """Samples of every shard, int64."""
     return np.diff(index.starts)
+
+
+def make_decoder(
+    data: DataConfig, *, image_size: tuple[int, int], in_chans: int, device: torch.device | None = None
+) -> DeviceDecoder | None:
+    """What finishes batches on a device, or None where workers decode. Raises ValueError where it cannot work."""
+    if data.decoder == "cpu":
+        return None
+    return DeviceDecoder(
+        device or torch.device("cuda"), image_size=image_size, in_chans=in_chans, interpolation=data.interpolation
+    )
 
 
 def _prefetch(index: ShardIndex, order: SampleOrder, *, downloads: int) -> ShardPrefetcher | NoPrefetch:

@@ -14,7 +14,7 @@ from torch import Tensor
 from simmim_scale.config.schema import DataConfig, MaskConfig
 from simmim_scale.data.masks import sample_mask
 from simmim_scale.data.random import Stream, sample_rng
-from simmim_scale.data.transforms import centre_crop, resize_crop, sample_crop
+from simmim_scale.data.transforms import Crop, centre_crop, resize_crop, sample_crop
 
 Arrays = Mapping[str, Tensor | np.ndarray | bool | int]
 
@@ -26,8 +26,23 @@ class View(Protocol):
     def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays: ...
 
 
+class CropView:
+    """A view that is a crop of the image and entries that do not depend on its pixels."""
+
+    data: DataConfig
+    image_size: tuple[int, int]
+
+    def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
+        """The crop of an image of this size, and the entries of the batch besides "image"."""
+        raise NotImplementedError
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
+        crop, entries = self.draw(*image.shape[:2], epoch=epoch, sample=sample)
+        return {"image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation), **entries}
+
+
 @dataclass(frozen=True)
-class PretrainingView:
+class PretrainingView(CropView):
     """Random crop, flip and mask, drawn from (seed, epoch, sample).
 
     The flip is a flag: the device applies it to the image. The mask belongs to the image as the model sees it, after the flip.
@@ -38,18 +53,15 @@ class PretrainingView:
     image_size: tuple[int, int]
     seed: int
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
+    def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         rng = sample_rng(self.seed, epoch, sample, Stream.VIEW)
-        crop = sample_crop(rng, *image.shape[:2], scale=self.data.crop_scale, ratio=self.data.crop_ratio)
-        return {
-            "image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation),
-            "mask": draw_mask(sample_rng(self.seed, epoch, sample, Stream.MASK), self.mask, self.image_size),
-            "flip": bool(rng.random() < self.data.flip),
-        }
+        crop = sample_crop(rng, height, width, scale=self.data.crop_scale, ratio=self.data.crop_ratio)
+        mask = draw_mask(sample_rng(self.seed, epoch, sample, Stream.MASK), self.mask, self.image_size)
+        return crop, {"mask": mask, "flip": bool(rng.random() < self.data.flip)}
 
 
 @dataclass(frozen=True)
-class ValidationView:
+class ValidationView(CropView):
     """The centre of the image under a mask drawn from (seed, sample): the same at every validation, so that losses compare."""
 
     data: DataConfig
@@ -57,13 +69,10 @@ class ValidationView:
     image_size: tuple[int, int]
     seed: int
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
-        crop = centre_crop(*image.shape[:2], aspect=self.image_size[1] / self.image_size[0])
-        return {
-            "image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation),
-            "mask": draw_mask(sample_rng(self.seed, 0, sample, Stream.VALIDATION_MASK), self.mask, self.image_size),
-            "flip": False,
-        }
+    def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
+        crop = centre_crop(height, width, aspect=self.image_size[1] / self.image_size[0])
+        mask = draw_mask(sample_rng(self.seed, 0, sample, Stream.VALIDATION_MASK), self.mask, self.image_size)
+        return crop, {"mask": mask, "flip": False}
 
 
 def draw_mask(rng: np.random.Generator, mask: MaskConfig, image_size: tuple[int, int]) -> np.ndarray:

@@ -12,7 +12,13 @@ from torch import nn
 
 from simmim_scale.config.plan import Plan
 from simmim_scale.config.schema import Config
-from simmim_scale.data.loader import TrainingLoader, ValidationLoader, build_training_loader, build_validation_loader
+from simmim_scale.data.loader import (
+    TrainingLoader,
+    ValidationLoader,
+    build_training_loader,
+    build_validation_loader,
+    make_decoder,
+)
 from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.objectives.simmim import SimMIM, build_simmim
@@ -31,6 +37,8 @@ def build(config: Config) -> "PretrainTask":
             "data.train: the directory of shards to train on is not set."
             " Make one with `python -m data_tools shard folder IMAGES DIR` and set data.train=DIR."
         )
+    # Built again with the loader; here it tells early what it cannot do.
+    make_decoder(config.data, image_size=config.model.image_size, in_chans=config.model.in_chans)
     remote = config.data.remote
     validation = open_index(config.data.validation, remote) if config.data.validation else None
     return PretrainTask(config=config, train_index=open_index(config.data.train, remote), validation_index=validation)

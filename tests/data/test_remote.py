@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import pickle
+import sys
 import threading
 import time
 
@@ -293,3 +294,32 @@ def test_fetching_ahead_does_not_drop_what_is_in_use(http, local, settings):
 
 def test_a_stall_is_longer_than_the_patience(settings, http):
     assert settings(http).timeout_s < STALL
+
+
+def test_file_systems_that_block(local, settings, http):
+    """hf:// and others are not asynchronous; file:// goes the same way."""
+    location = f"file://{local.directory}"
+    index = open_index(location, settings(http))
+    assert_same_images(index, local)
+    assert not index.directory.samefile(local.directory)
+
+
+def test_a_call_that_blocks_is_left_behind():
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.1 s"):
+        remote_module._call_in_time(lambda: time.sleep(5), 0.1)
+    assert time.monotonic() - start < 3
+    with pytest.raises(ZeroDivisionError):
+        remote_module._call_in_time(lambda: 1 / 0, 5)
+
+
+def test_fsspec_is_named_where_it_is_missing(settings, http, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(ValueError, match=r"pip install 'simmim-scale\[cloud\]'"):
+        open_index("s3://bucket/set", settings(http))
+
+
+def test_a_damaged_index_is_fetched_again_or_refused(http, local, settings):
+    (local.directory / "index.npy").write_bytes(b"x" * (local.directory / "index.npy").stat().st_size)
+    with pytest.raises(ValueError, match=r"index\.npy: its sha256 is not what the index states"):
+        open_index(http.location, settings(http))
