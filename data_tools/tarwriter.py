@@ -14,11 +14,12 @@ from simmim_scale.data.shards import ROW, ShardFile, sync_directory
 
 _PADDING = bytes(tarfile.BLOCKSIZE)
 _LARGEST = np.iinfo(np.uint32).max  # bytes of a sample: the index counts them in 32 bits
-# A ustar header of a plain file without time or owner, around name, size and checksum.
+_NAME = 100  # bytes of the name in a header
+# A ustar header without time or owner, around name, size, checksum and kind.
 _BEFORE_SIZE = b"0000644\0" + b"0000000\0" * 2
 _AFTER_SIZE = b"00000000000\0"
-_AFTER_CHECKSUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(155 + 12)
-_CONSTANT_SUM = sum(_BEFORE_SIZE + _AFTER_SIZE + _AFTER_CHECKSUM) + 8 * ord(" ")
+_AFTER_KIND = bytes(100) + b"ustar\x0000" + bytes(64 + 16 + 155 + 12)
+_CONSTANT_SUM = sum(_BEFORE_SIZE + _AFTER_SIZE + _AFTER_KIND) + 8 * ord(" ")
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,24 @@ def member_bytes(size: int) -> int:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """Tar header of a plain file that anyone may read, without time or owner."""
-    if len(name) > 100 or not name.isascii() or size >= 8**11:
-        member = tarfile.TarInfo(name)
-        member.size, member.mode = size, 0o644
-        return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-    # The same bytes, ten times faster: every sample has three.
-    short, octal = name.encode(), b"%011o\0" % size
-    checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(short) + sum(octal))
-    return short.ljust(100, b"\0") + _BEFORE_SIZE + octal + _AFTER_SIZE + checksum + _AFTER_CHECKSUM
+    """Tar header (POSIX ustar, pax for what does not fit) of a plain file that anyone may read, without time or owner.
+
+    Not left to `tarfile`, whose bytes differ between versions of Python; also, every sample has three.
+    """
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) <= _NAME and name.isascii():
+        return _ustar(encoded, size, b"0")
+    record = b" path=" + encoded + b"\n"
+    length = len(record)
+    while len(str(length)) + len(record) != length:  # it counts its own digits
+        length = len(str(length)) + len(record)
+    records = str(length).encode() + record
+    padding = bytes(-len(records) % tarfile.BLOCKSIZE)
+    short = name.encode("ascii", "replace")[:_NAME]
+    return _ustar(b"././@PaxHeader", len(records), b"x") + records + padding + _ustar(short, size, b"0")
+
+
+def _ustar(name: bytes, size: int, kind: bytes) -> bytes:
+    octal = b"%011o\0" % size
+    checksum = b"%06o\0 " % (_CONSTANT_SUM + sum(name) + sum(octal) + kind[0])
+    return name.ljust(_NAME, b"\0") + _BEFORE_SIZE + octal + _AFTER_SIZE + checksum + kind + _AFTER_KIND

@@ -30,6 +30,9 @@ def list_listing(path: Path, *, root: Path | None = None) -> Source:
         ValueError: Another form, missing files, mixed labels, equal keys, no rows.
     """
     rows = list(_read_rows(path))
+    odd = next((number for number, row in enumerate(rows) if not isinstance(row, dict) or None in row), None)
+    if odd is not None:
+        raise ValueError(f"{path}, row {odd + 1}: expected the named columns, got {str(rows[odd])[:120]}. {_FORM}")
     if not rows:
         raise ValueError(f"{path}: lists no images. {_FORM}")
     labels, classes = _labels([row.get("label") for row in rows], path)
@@ -73,10 +76,8 @@ def _labels(values: list[Any], path: Path) -> tuple[list[int], tuple[str, ...] |
     return [NO_LABEL if value in (None, "") else places[str(value)] for value in values], tuple(names)
 
 
-def _sample(row: Any, number: int, label: int, base: Path, path: Path) -> SourceSample:
+def _sample(row: dict[str, Any], number: int, label: int, base: Path, path: Path) -> SourceSample:
     where = f"{path}, row {number + 1}"
-    if not isinstance(row, dict) or None in row:
-        raise ValueError(f"{where}: expected the named columns, got {str(row)[:120]}. {_FORM}")
     place, url = row.get("path"), row.get("url")
     if bool(place) == bool(url) or not isinstance(place or url, str):
         raise ValueError(f"{where}: expected a path or a url, got path {place!r} and url {url!r}. {_FORM}")
