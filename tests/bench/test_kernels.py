@@ -1,0 +1,104 @@
+"""`simmim bench kernels` and `simmim bench compile`: arithmetic of the floors, the comparisons' correctness, what they write."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from simmim_scale.bench.comparisons import flex
+from simmim_scale.bench.kernels import Case, Ceilings, cases, floor_seconds
+from simmim_scale.cli.app import app
+from simmim_scale.kernels.window_attention import window_attention
+
+
+def test_bytes_of_swinv2_h_stage_3_are_those_of_its_tensors():
+    case = next(case for case in cases(["swinv2_h"], [128]) if case.stage == 3)
+    assert (case.heads, case.window, case.shift, case.side) == (44, 12, 0, 12)
+    tokens, channels = 128 * 12 * 12, 44 * 32
+    assert case.bytes(2)["forward"] == 2 * tokens * 4 * channels + 4 * tokens * 44
+    assert case.bytes(2)["backward"] == 2 * tokens * 8 * channels + 4 * tokens * 44
+    # two matrix products forward, five backward, each 2 * n * n * d per window and head
+    assert case.flops() == {"forward": 2 * 2 * 128 * 44 * 144 * 144 * 32, "backward": 5 * 2 * 128 * 44 * 144 * 144 * 32}
+
+
+def test_the_floor_is_the_slower_of_copy_and_product():
+    case = Case("m", 1, 1, 8, 1, 4, 2, cosine=True)
+    moved, computed = case.bytes(2)["forward"], case.flops()["forward"]
+    assert floor_seconds(case, 2, Ceilings(copy=moved, product=computed / 3))["forward"] == pytest.approx(3.0)
+    assert floor_seconds(case, 2, Ceilings(copy=moved / 5, product=computed))["forward"] == pytest.approx(5.0)
+
+
+def test_every_stage_is_there_and_the_last_has_one_window():
+    found = cases(["swin_b", "swinv2_h"], [1, 2])
+    assert len(found) == 16
+    last = found[-1]
+    assert (last.side, last.window, last.shift, last.heads) == (6, 6, 0, 88)
+    with pytest.raises(ValueError, match=r"unknown model 'vit'\. Known: swin_b, swin_l, swinv2_h"):
+        cases(["vit"], [1])
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("shift", [(0, 0), (2, 0)])
+def test_flex_attention_computes_the_same(cosine, shift):
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 8, 4, 3 * 2 * 16, generator=generator)
+    bias = torch.randn(2, 16, 16, generator=generator)
+    arguments = {"num_heads": 2, "window": (4, 4), "shift": shift, "logit_scale": torch.ones(2) if cosine else None}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it runs without compiling
+        ours = flex(compiled=False)(qkv, bias, **arguments)
+    torch.testing.assert_close(ours, window_attention(qkv, bias, implementation="reference", **arguments), rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_prints_a_table_and_writes_json_and_a_plot(tmp_path):
+    arguments = ["bench", "kernels", "--model", "swin_b", "--batch", "1", "--turns", "1", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "kernels.json").read_text())
+    assert {row["implementation"] for row in written["rows"]} == {"cpu", "sdpa", "reference"}
+    assert len(written["rows"]) == 12
+    for row in written["rows"]:
+        assert row["difference"] < 1e-5
+        assert row["forward"]["seconds"] > 0
+        assert row["backward"]["times_floor"] == pytest.approx(row["backward"]["seconds"] / row["backward"]["floor_seconds"])
+    assert written["ceilings"]["copy"] > 1e8
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
+    assert "swin_b/4 b1 w6" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kernels", "--dtype", "int8"], "unknown type 'int8'. Known: bf16, fp16, fp32"),
+        (["compile", "--out", "x", "--capability", "7.0"], "unknown compute capability 7.0. Known: 8.0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_sweep_goes_on_where_it_was_and_reports(tmp_path, monkeypatch):
+    compile_module = pytest.importorskip("simmim_scale.bench.compile")
+    compiled = []
+
+    def fake(kernel, problem, capability):
+        from simmim_scale.kernels.window_attention.triton_ahead import Usage
+
+        compiled.append(kernel)
+        stack = 8 if problem.window == (24, 24) and problem.shifted else 0
+        return Usage(kernel, capability, 4, 100, stack, 1000, 2000, 12)
+
+    monkeypatch.setattr(compile_module, "compile_kernel", fake)
+    faults = compile_module.sweep(tmp_path, dtypes=["bf16"], capabilities=[(9, 0)], progress=lambda text: None)
+    rows = compile_module.read_record(tmp_path / "compiled.jsonl")
+    assert len(rows) == len(compiled) > 100
+    assert faults == sum(row["stack"] > 0 for row in rows) > 0
+    text = (tmp_path / "README.md").read_text()
+    assert f"**{len(rows)} kernels, {faults} with faults**" in text
+    assert "| bf16 | 12x12 | 32 | query_gradient | sm_90 | 16x128+16, 4 warps | 100 | 0 | 1,000 | 2,000 |" in text
+    assert compile_module.sweep(tmp_path, dtypes=["bf16"], capabilities=[(9, 0)], progress=lambda text: None) == faults
+    assert len(rows) == len(compiled)
