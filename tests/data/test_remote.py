@@ -310,7 +310,7 @@ def test_a_call_that_blocks_is_left_behind():
         remote_module._call_in_time(lambda: time.sleep(5), 0.1)
     assert time.monotonic() - start < 3
     with pytest.raises(ZeroDivisionError):
-        remote_module._call_in_time(lambda: 1 / 0, 5)
+        remote_module._call_in_time(lambda: 1 / 0, 5.0)
 
 
 def test_fsspec_is_named_where_it_is_missing(settings, http, monkeypatch):
