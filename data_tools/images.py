@@ -112,7 +112,7 @@ def _size(data: bytes, extension: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: it may be a decompression bomb; make it smaller")
+        raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: it could be a decompression bomb; make it smaller")
     return width, height
 
 
