@@ -8,6 +8,7 @@ replacement. Validation is decoded by the workers, so that its losses compare.
 Letters: b = samples of the micro-batch, k = those of them that the worker decoded, h, w = height and width, c = channels.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from torch.nn.functional import interpolate
 
 from simmim_scale.data.decode import COLOUR_SPACES, MAX_PIXELS, jpeg_orientation
 from simmim_scale.data.transforms import Crop
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 # Start of frame: baseline, extended and progressive Huffman coding.
@@ -96,6 +99,7 @@ class DeviceDecoder:
         self.interpolation = interpolation
         self.mode = "GRAY" if in_chans == 1 else "RGB"
         self.in_chans = in_chans
+        self.num_refused = 0
         self._check()
 
     def __call__(self, batch: Batch) -> tuple[Batch, list[int]]:
@@ -123,13 +127,20 @@ class DeviceDecoder:
             return []
         try:
             return list(self._decode_all(files))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return [self._decode_one(file) for file in files]
 
     def _decode_one(self, file: Tensor) -> Tensor | None:
         try:
             return self._decode_all([file])[0]
-        except RuntimeError:
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not self.num_refused:
+                log.warning("data.decoder: %s refuses a JPEG (%s); such images are decoded by the CPU.", self.device, error)
+            self.num_refused += 1
             return None
 
     def _decode_all(self, files: list[Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from simmim_scale.data.order import BatchShare, SampleOrder, bit_reversal, num_l
 from simmim_scale.data.random import Stream, sample_rng
 
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=7)  # samples of every shard
-MIXED = st.sampled_from([1, 2, 3, 5, 8, 64, 256])  # shards
+MIXED = st.sampled_from([1, 2, 3, 5, 8, 64])  # shards
 SPLITS = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))  # micro-batch, accumulation, world size
 
 
@@ -62,12 +62,14 @@ def test_epochs_stay_exact_over_resumes_with_other_ranks_and_batches(sizes, mixe
     position, used = first * n, []
     for split, steps in runs:
         order = SampleOrder(sizes, seed=seed, mixed_shards=mixed)
+        batches = []
         for _ in range(steps):
             rounds = rounds_of_all_ranks(split, position, order.lanes)
             assert len({each.size for each in rounds}) == 1
-            positions = np.concatenate(rounds).ravel()
-            used.extend(zip(positions.tolist(), order.at(positions).tolist(), strict=True))
-            position += len(positions)
+            batches.append(np.concatenate(rounds).ravel())
+            position += len(batches[-1])
+        positions = np.concatenate(batches)
+        used.extend(zip(positions.tolist(), order.at(positions).tolist(), strict=True))
     samples = [sample for _, sample in sorted(used)]
     for epoch in range(len(samples) // n):
         assert sorted(samples[epoch * n : (epoch + 1) * n]) == list(range(n))
