@@ -16,7 +16,7 @@ import torch
 import triton
 
 from simmim_scale.kernels.window_attention.triton_ahead import Problem, compile_kernel
-from simmim_scale.kernels.window_attention.triton_tiles import SHARED_MEMORY, tile_summary
+from simmim_scale.kernels.window_attention.triton_tiles import COMPILED, SHARED_MEMORY, refuse, tile_summary
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def problems(dtypes: Iterable[str]) -> Iterator[Problem]:
-    """Every configuration of the sweep, for the types given.
+    """Every configuration of the sweep that dispatch may pick, for the types given.
 
     Raises:
         ValueError: unknown type.
@@ -43,19 +43,21 @@ def problems(dtypes: Iterable[str]) -> Iterator[Problem]:
                 for shifted in (True, False):
                     yield Problem((window, window), 32, dtype, cosine, shifted)
         for head_dim in HEAD_DIMS:
+            if refuse(1, head_dim, dtype.itemsize, COMPILED[0]) is not None:
+                continue
             yield from (Problem((side, side), head_dim, dtype, True, True) for side in (12, 24))
         yield from (Problem(window, 32, dtype, True, True) for window in RECTANGLES)
 
 
 def parse_capabilities(texts: Iterable[str] | None) -> list[tuple[int, int]]:
-    """ "9.0" -> (9, 0); None: all that tiles are known for.
+    """ "9.0" -> (9, 0); None: all that dispatch lets in.
 
     Raises:
         ValueError: not one of those.
     """
     known = {f"{major}.{minor}": (major, minor) for major, minor in SHARED_MEMORY}
     if not texts:
-        return list(known.values())
+        return list(COMPILED)
     unknown = [text for text in texts if text not in known]
     if unknown:
         raise ValueError(f"unknown compute capability {', '.join(unknown)}. Known: {', '.join(known)}.")
@@ -66,7 +68,7 @@ def sweep(
     out: Path,
     *,
     dtypes: Iterable[str] = tuple(DTYPES),
-    capabilities: Iterable[tuple[int, int]] = tuple(SHARED_MEMORY),
+    capabilities: Iterable[tuple[int, int]] = COMPILED,
     progress: Callable[[str], None] = log.info,
 ) -> int:
     """Compile what is not in OUT yet, write the report, and return the number of kernels with faults.
@@ -88,7 +90,8 @@ def sweep(
                 for row in rows:
                     file.write(json.dumps(row | _compiled(row, problem, capability, progress)) + "\n")
         progress(f"{problem.window[0]}x{problem.window[1]} head dim {problem.head_dim} {problem.dtype}: done")
-    rows = read_record(record)
+    rows = _current(read_record(record))
+    record.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "README.md").write_text(report(rows))
     return sum(bool(row["faults"]) for row in rows)
 
@@ -109,7 +112,14 @@ def _planned(problem: Problem, capability: tuple[int, int]) -> list[dict[str, An
         "capability": list(capability),
         "triton": triton.__version__,
     }
-    return [shared | {"kernel": kernel, "tiles": tile_summary(problem.tiles, kernel)} for kernel in problem.kernels]
+    tiles = problem.tiles(capability)
+    return [shared | {"kernel": kernel, "tiles": tile_summary(tiles, kernel)} for kernel in problem.kernels(capability)]
+
+
+def _current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of what would be compiled now: tiles and versions that are no longer used fall out."""
+    wanted = {_key(row) for problem in problems(DTYPES) for capability in SHARED_MEMORY for row in _planned(problem, capability)}
+    return [row for row in rows if _key(row) in wanted]
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ SAMPLE = [
 @pytest.mark.parametrize(("problem", "capability"), SAMPLE, ids=str)
 def test_kernels_neither_spill_nor_exceed_shared_memory(problem, capability):
     faults = {}
-    for kernel in problem.kernels:
+    for kernel in problem.kernels(capability):
         usage = compile_kernel(kernel, problem, capability)
         assert usage.registers > 0
         if usage.faults:

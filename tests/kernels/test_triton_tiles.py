@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simmim_scale.kernels.window_attention.triton_tiles import choose_tiles, key_sizes, key_starts, padded_head_dim, refuse
+from simmim_scale.kernels.window_attention.triton_tiles import (
+    SHARED_MEMORY,
+    choose_tiles,
+    key_sizes,
+    key_starts,
+    padded_head_dim,
+    refuse,
+)
 
 
 @given(tokens=st.integers(1, 576), largest=st.sampled_from([16, 32, 64, 128, 256]))
@@ -22,9 +29,14 @@ def test_published_windows_are_cut_as_meant():
     assert key_sizes(400, 128) == (128, 128, 128, 16)
 
 
-@given(tokens=st.integers(1, 576), head_dim=st.sampled_from([16, 32, 44, 64, 88, 96, 128]), itemsize=st.sampled_from([2, 4]))
-def test_tiles_cover_all_queries_and_keys(tokens, head_dim, itemsize):
-    tiles = choose_tiles(tokens, head_dim, itemsize)
+@given(
+    tokens=st.integers(1, 576),
+    head_dim=st.sampled_from([16, 32, 44, 64, 88, 96, 128]),
+    itemsize=st.sampled_from([2, 4]),
+    capability=st.sampled_from(list(SHARED_MEMORY)),
+)
+def test_tiles_cover_all_queries_and_keys(tokens, head_dim, itemsize, capability):
+    tiles = choose_tiles(tokens, head_dim, itemsize, capability)
     forward = tiles.forward
     assert sum(forward.keys) >= tokens
     assert forward.tiles == 1 or forward.block * (forward.tiles - 1) < tokens <= forward.block * forward.tiles
@@ -33,17 +45,18 @@ def test_tiles_cover_all_queries_and_keys(tokens, head_dim, itemsize):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "head_dim", "capability", "message"),
+    ("tokens", "head_dim", "itemsize", "capability", "message"),
     [
-        (577, 32, (9, 0), "576 tokens at most, got 577"),
-        (144, 160, (9, 0), "head dims from 16 to 128"),
-        (144, 42, (9, 0), "in steps of 4 are supported, got 42"),
-        (144, 32, (7, 5), r"compute capability 7\.5, only for 8\.0"),
+        (577, 32, 2, (9, 0), "576 tokens at most, got 577"),
+        (144, 160, 2, (9, 0), "head dims from 16 to 128"),
+        (144, 42, 4, (9, 0), "in steps of 4 are supported, got 42"),
+        (144, 64, 4, (9, 0), "in fp32, heads of up to 32 channels are supported, got 64"),
+        (144, 32, 2, (7, 5), r"compute capability 7\.5, only for 8\.0"),
     ],
 )
-def test_what_is_not_supported_is_refused_with_a_reason(tokens, head_dim, capability, message):
+def test_what_is_not_supported_is_refused_with_a_reason(tokens, head_dim, itemsize, capability, message):
     with pytest.raises(ValueError, match=message):
-        raise ValueError(refuse(tokens, head_dim, 4, capability))
+        raise ValueError(refuse(tokens, head_dim, itemsize, capability))
 
 
 def test_what_is_supported_is_not_refused():

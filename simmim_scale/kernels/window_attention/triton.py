@@ -34,16 +34,14 @@ def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str |
     """NVIDIA GPUs for which tiles are known, windows of up to 576 tokens, head dims 16 to 128; fp16, bf16 and fp32."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"it computes in float16, bfloat16 and float32, got {dtype}"
-    capability = (9, 0)
     if device.type == "cuda":
         if torch.version.hip:
             return "its tiles were made for NVIDIA GPUs"
-        capability = torch.cuda.get_device_capability(device)
     elif not (device.type == "cpu" and knobs.runtime.interpret):
         return f"it runs on an NVIDIA GPU, got {device.type}"
     elif dtype == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 products wrongly"
-    return refuse(facts.get("tokens", 1), facts.get("head_dim", 32), dtype.itemsize, capability)
+    return refuse(facts.get("tokens", 1), facts.get("head_dim", 32), dtype.itemsize, _capability(device))
 
 
 def window_attention(
@@ -72,7 +70,7 @@ class Launch:
         return self.window[0] * self.window[1]
 
     def tiles(self, qkv: Tensor) -> Tiles:
-        return choose_tiles(self.tokens, self.head_dim(qkv), qkv.element_size())
+        return choose_tiles(self.tokens, self.head_dim(qkv), qkv.element_size(), _capability(qkv.device))
 
     def head_dim(self, qkv: Tensor) -> int:
         return qkv.shape[3] // 3 // self.heads
@@ -240,6 +238,11 @@ class _BackwardCall:
             **self.common,
             **self.constants["key_value_gradient_kernel"],
         )
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability; in the interpreter, which has no limits, that of an H100."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:

@@ -38,14 +38,13 @@ class Problem:
     def tokens(self) -> int:
         return self.window[0] * self.window[1]
 
-    @property
-    def tiles(self) -> Tiles:
-        return choose_tiles(self.tokens, self.head_dim, self.dtype.itemsize)
+    def tiles(self, capability: tuple[int, int]) -> Tiles:
+        """How the windows are cut on a GPU of this compute capability."""
+        return choose_tiles(self.tokens, self.head_dim, self.dtype.itemsize, capability)
 
-    @property
-    def kernels(self) -> tuple[str, ...]:
+    def kernels(self, capability: tuple[int, int]) -> tuple[str, ...]:
         """Names of the kernels that run for this problem, forward and backward."""
-        return tuple(tile_constants(self.tiles))
+        return tuple(tile_constants(self.tiles(capability)))
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,13 @@ def compile_kernel(name: str, problem: Problem, capability: tuple[int, int], til
     """Compile the kernel `name` for a compute capability and report its resources; takes seconds, needs no GPU.
 
     Args:
-        name: one of `problem.kernels`.
+        name: one of `problem.kernels(capability)`.
         tiles: another cut than that of `choose_tiles`.
 
     Raises:
         RuntimeError: Triton's cuobjdump, which reads the compiled code, fails.
     """
-    tiles = tiles or problem.tiles
+    tiles = tiles or problem.tiles(capability)
     function = getattr(triton_kernels, name, None) or getattr(triton_split, name)
     constants = kernel_constants(problem.window, problem.head_dim, cosine=problem.cosine, shifted=problem.shifted)
     constants |= tile_constants(tiles)[name]

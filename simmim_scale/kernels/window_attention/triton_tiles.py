@@ -9,6 +9,10 @@ MAX_TOKENS = 24 * 24
 HEAD_DIMS = (16, 128)  # smallest and largest
 # Shared memory of one thread block, bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
+# Those for which what may be picked was compiled and found without faults (benchmarks/, kernels-compiled).
+COMPILED = ((8, 0), (8, 6), (8, 9), (9, 0))
+MAX_HEAD_DIM_FP32 = 32  # above, no cut was found yet that is known not to spill
+SMALL_SHARED_MEMORY = 101376  # consumer GPUs: the compiler allots registers otherwise there
 
 
 @dataclass(frozen=True)
@@ -80,55 +84,61 @@ def padded_head_dim(head_dim: int) -> int:
 
 
 def refuse(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> str | None:
-    """Why there are no tiles for this window, head dim and compute capability; None: there are."""
-    if capability not in SHARED_MEMORY:
-        known = ", ".join(f"{major}.{minor}" for major, minor in SHARED_MEMORY)
+    """Why there are no tiles for this window, head dim, size of an element and compute capability; None: there are."""
+    if capability not in COMPILED:
+        known = ", ".join(f"{major}.{minor}" for major, minor in COMPILED)
         return f"no tiles are known for compute capability {capability[0]}.{capability[1]}, only for {known}"
     if tokens > MAX_TOKENS:
         return f"a window may hold {MAX_TOKENS} tokens at most, got {tokens}"
     if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1] or head_dim % 4:
         return f"head dims from {HEAD_DIMS[0]} to {HEAD_DIMS[1]} in steps of 4 are supported, got {head_dim}"
+    if itemsize > 2 and head_dim > MAX_HEAD_DIM_FP32:
+        return f"in fp32, heads of up to {MAX_HEAD_DIM_FP32} channels are supported, got {head_dim}"
     return None
 
 
-def choose_tiles(tokens: int, head_dim: int, itemsize: int) -> Tiles:
-    """The cut for a window of `tokens`, heads of `head_dim` and elements of `itemsize` bytes."""
+def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> Tiles:
+    """The cut for a window of `tokens`, heads of `head_dim`, elements of `itemsize` bytes and a compute capability."""
     row_bytes = padded_head_dim(head_dim) * itemsize
+    small = SHARED_MEMORY[capability] <= SMALL_SHARED_MEMORY
     return Tiles(
-        forward=_forward(tokens, row_bytes, itemsize),
-        query=_query(tokens, row_bytes, itemsize),
-        pair=_pair(row_bytes, itemsize),
-        key_value=_key_value(row_bytes, itemsize),
+        forward=_forward(tokens, row_bytes, itemsize, small=small),
+        query=_query(tokens, row_bytes, itemsize, small=small),
+        pair=_pair(row_bytes),
+        key_value=_key_value(tokens, row_bytes),
     )
 
 
-def _forward(tokens: int, row_bytes: int, itemsize: int) -> ForwardTiles:
+def _forward(tokens: int, row_bytes: int, itemsize: int, *, small: bool) -> ForwardTiles:
     block = 64 if 48 < tokens <= 208 and row_bytes <= 64 else 16
-    largest = 128 if row_bytes <= 64 else 64 if row_bytes <= 256 else 32
+    largest = 128 if row_bytes <= 64 else 64
     hold = 2 * tokens * row_bytes <= 40_000
     warps = 1 if tokens <= 48 and itemsize == 2 else 4 if row_bytes <= 128 else 8
+    if small and block == 64 and tokens > 144:
+        warps = 8
     return ForwardTiles(block, -(-tokens // block) if hold else 1, hold, key_sizes(tokens, largest), warps)
 
 
-def _query(tokens: int, row_bytes: int, itemsize: int) -> QueryTiles | None:
+def _query(tokens: int, row_bytes: int, itemsize: int, *, small: bool) -> QueryTiles | None:
     # The most tokens whose bias gradient fits the registers of a program, by bytes of one row of q.
-    most = {32: 400, 64: 400 if itemsize == 2 else 64, 128: 256 if itemsize == 2 else 64}.get(row_bytes, 0)
+    most = {32: 256, 64: 256 if itemsize == 2 else 64, 128: 256 if itemsize == 2 else 64}.get(row_bytes, 0)
     if tokens > most:
         return None
-    largest = 128 if row_bytes <= 64 else 64
-    return QueryTiles(16, key_sizes(tokens, largest), 4 if tokens <= 160 and row_bytes <= 64 else 8)
+    largest = 64 if row_bytes > 64 else 32 if small and tokens <= 64 else 128
+    few_warps = tokens <= (64 if small else 160) and row_bytes <= 64
+    return QueryTiles(16, key_sizes(tokens, largest), 4 if few_warps else 8)
 
 
-def _pair(row_bytes: int, itemsize: int) -> PairTiles:
+def _pair(row_bytes: int) -> PairTiles:
     if row_bytes <= 64:
-        return PairTiles(64, 64, 4)
-    return PairTiles(32, 32, 4) if row_bytes <= 128 else PairTiles(16, 32, 4 if row_bytes <= 256 else 8)
-
-
-def _key_value(row_bytes: int, itemsize: int) -> PairTiles:
-    if row_bytes <= (128 if itemsize == 2 else 64):
         return PairTiles(32, 64, 4)
-    return PairTiles(16, 32, 4) if row_bytes <= 256 else PairTiles(16, 16, 8)
+    return PairTiles(32, 32, 4) if row_bytes <= 128 else PairTiles(16, 32, 4)
+
+
+def _key_value(tokens: int, row_bytes: int) -> PairTiles:
+    if row_bytes <= 64:
+        return PairTiles(16 if tokens <= 48 else 32, 64, 4)
+    return PairTiles(16, 32, 4)
 
 
 def tile_summary(tiles: Tiles, kernel: str) -> str:
