@@ -54,7 +54,7 @@ def test_our_own_tars_get_the_index_they_had(tmp_path: Path) -> None:
     write_shards(source, tmp_path / "set", ShardOptions(4))
     before = ShardIndex.load(tmp_path / "set")
     table = np.array(before.table)
-    with pytest.raises(ValueError, match="has an index.json already"):
+    with pytest.raises(ValueError, match=r"has an index\.json already"):
         build_index(tmp_path / "set")
     after = build_index(tmp_path / "set", overwrite=True)
     assert (after.table == table).all()
