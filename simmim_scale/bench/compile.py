@@ -90,9 +90,9 @@ def sweep(
                 for row in rows:
                     file.write(json.dumps(row | _compiled(row, problem, capability, progress)) + "\n")
         progress(f"{problem.window[0]}x{problem.window[1]} head dim {problem.head_dim} {problem.dtype}: done")
-    rows = _current(read_record(record))
+    rows, missing = _current(read_record(record))
     record.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "README.md").write_text(report(rows))
+    (out / "README.md").write_text(report(rows, missing))
     return sum(bool(row["faults"]) for row in rows)
 
 
@@ -116,10 +116,17 @@ def _planned(problem: Problem, capability: tuple[int, int]) -> list[dict[str, An
     return [shared | {"kernel": kernel, "tiles": tile_summary(tiles, kernel)} for kernel in problem.kernels(capability)]
 
 
-def _current(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of what would be compiled now: tiles and versions that are no longer used fall out."""
-    wanted = {_key(row) for problem in problems(DTYPES) for capability in SHARED_MEMORY for row in _planned(problem, capability)}
-    return [row for row in rows if _key(row) in wanted]
+def _current(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The rows of what dispatch may pick now, and how many it may pick that are missing, by GPU and type."""
+    wanted = {
+        _key(row): _group(row) for problem in problems(DTYPES) for capability in COMPILED for row in _planned(problem, capability)
+    }
+    found = {_key(row): row for row in rows if _key(row) in wanted}
+    return list(found.values()), Counter(group for key, group in wanted.items() if key not in found)
+
+
+def _group(row: dict[str, Any]) -> str:
+    return f"sm_{row['capability'][0]}{row['capability'][1]} {row['dtype']}"
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -137,11 +144,11 @@ def _compiled(
     return numbers | {"faults": usage.faults}
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[dict[str, Any]], missing: Counter[str]) -> str:
     """The README of a sweep: what was compiled, what is wrong, and the table of the worst case of each kernel and window."""
     faulty = [row for row in rows if row["faults"]]
     versions = ", ".join(sorted({row["triton"] for row in rows}))
-    counts = Counter(f"sm_{row['capability'][0]}{row['capability'][1]} {row['dtype']}" for row in rows)
+    counts = Counter(_group(row) for row in rows)
     lines = [
         "# Window attention in Triton, compiled ahead of time",
         "",
@@ -152,13 +159,19 @@ def report(rows: list[dict[str, Any]]) -> str:
         "",
         f"**{len(rows)} kernels, {len(faulty)} with faults** (stack, shared memory over the limit, or no tensor cores).",
         "",
-        "Kernels per architecture and type: " + ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) + ".",
+        f"Kernels per architecture and type: {_counted(counts)}.",
+        "",
+        f"Not compiled yet, though dispatch may pick them: {_counted(missing)}.",
         "",
     ]
     if faulty:
         lines += ["## Faults", "", *_table(faulty, each=True), ""]
     lines += ["## Worst case over V1 and V2, shifted and not", "", *_table(rows, each=False), ""]
     return "\n".join(lines)
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items())) or "none"
 
 
 def _table(rows: list[dict[str, Any]], *, each: bool) -> list[str]:

@@ -99,6 +99,8 @@ def test_a_sweep_goes_on_where_it_was_and_reports(tmp_path, monkeypatch):
     assert faults == sum(row["stack"] > 0 for row in rows) > 0
     text = (tmp_path / "README.md").read_text()
     assert f"**{len(rows)} kernels, {faults} with faults**" in text
+    assert "sm_80 bf16: " in text.split("Not compiled yet")[1]  # only sm_90 was asked for
+    assert "sm_90 bf16" not in text.split("Not compiled yet")[1].split("\n")[0]
     assert "| bf16 | 12x12 | 32 | query_gradient | sm_90 | 16x128+16, 4 warps | 100 | 0 | 1,000 | 2,000 |" in text
     assert compile_module.sweep(tmp_path, dtypes=["bf16"], capabilities=[(9, 0)], progress=lambda text: None) == faults
     assert len(rows) == len(compiled)
