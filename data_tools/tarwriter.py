@@ -1,7 +1,6 @@
 """A webdataset tar whose bytes depend on nothing but its members, hashed while it is written."""
 
 import hashlib
-import io
 import os
 import tarfile
 from dataclasses import dataclass
@@ -38,9 +37,8 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self._path, self._aside = path, path.with_name(f".{path.name}.part")
-        handle = open_locked(self._aside)
-        os.ftruncate(handle, 0)
-        self._file: io.BufferedWriter = os.fdopen(handle, "wb", buffering=2**20)
+        self._handle = open_locked(self._aside)
+        os.ftruncate(self._handle, 0)
         self._digest = hashlib.sha256()
         self._offset = 0
         self._rows: list[tuple[int, int, int, int, int]] = []
@@ -50,13 +48,9 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._finished:
-            return
-        self._aside.unlink(missing_ok=True)  # while the lock is held: it is ours
-        try:
-            self._file.close()
-        except OSError:
-            self._file.raw.close()  # the disk is full, and what is left in the buffer is not wanted
+        if not self._finished:
+            self._aside.unlink(missing_ok=True)  # while the lock is held: it is ours
+        os.close(self._handle)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -69,32 +63,36 @@ class ShardWriter:
         members += [(tar_header(f"{key}.{name}", len(content)), content) for name, content in companions.items()]
         if sum(len(header) + len(content) + tarfile.BLOCKSIZE for header, content in members) > _LARGEST:
             raise ValueError(f"{key}: a sample may have {_LARGEST:,} bytes. Make the image smaller (--max-side).")
-        for header_, content in members:
-            self._member(header_, content)
+        head, *tail = members
+        rest = b"".join(part for header_, content in tail for part in _member(header_, content))
+        self._write(*_member(*head), rest)
         self._rows.append((start, self._offset - start, len(header), len(image), label))
 
     def finish(self) -> Shard:
         """Close the tar, force it to disk and rename it into place."""
         end = bytes(2 * tarfile.BLOCKSIZE)
         self._write(end + bytes(-(self._offset + len(end)) % tarfile.RECORDSIZE))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        os.fsync(self._handle)
         os.replace(self._aside, self._path)
         self._finished = True
-        self._file.close()
         sync_directory(self._path.parent)
         file = ShardFile(self._path.name, len(self._rows), self._offset, self._digest.hexdigest())
         return Shard(file, np.array(self._rows, dtype=ROW))
 
-    def _member(self, header: bytes, content: bytes) -> None:
-        self._write(header)
-        self._write(content)
-        self._write(_PADDING[: -len(content) % tarfile.BLOCKSIZE])
+    def _write(self, *parts: bytes) -> None:
+        """Append the parts: one system call a sample, and no copy of the image."""
+        for part in parts:
+            self._digest.update(part)
+        total = sum(map(len, parts))
+        written = os.writev(self._handle, parts)
+        rest = memoryview(b"".join(parts))[written:] if written < total else memoryview(b"")
+        while rest:  # a nearly full disk takes a part, then refuses
+            rest = rest[os.write(self._handle, rest) :]
+        self._offset += total
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._offset += len(data)
+
+def _member(header: bytes, content: bytes) -> tuple[bytes, bytes, bytes]:
+    return header, content, _PADDING[: -len(content) % tarfile.BLOCKSIZE]
 
 
 def member_bytes(size: int) -> int:
