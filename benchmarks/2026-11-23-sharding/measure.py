@@ -88,15 +88,16 @@ def main() -> None:
     for name, cost in steps([Path(s.image.place) for s in listed.samples[:1000]], directory).items():
         out(f"{name:>16}: {cost:7.1f} us an image\n")
     for jobs, check in ((1, "structure"), (2, "structure"), (2, "header"), (2, "full")):
-        rates, costs = [], []
+        rates, costs, cores = [], [], []
         for _ in range(2 if check == "full" else 3):
             shutil.rmtree(directory / "set", ignore_errors=True)
             options, before = ShardOptions(check=check), cpu_seconds()
             took = seconds(functools.partial(write_shards, list_folder(source), directory / "set", options, jobs=jobs))
             rates.append(images / took)
             costs.append((cpu_seconds() - before) / images * 1e6)
+            cores.append((cpu_seconds() - before) / took)
         shown = ", ".join(f"{rate:,.0f}" for rate in rates)
-        out(f"{jobs} jobs, check {check:>9}: {shown} images/s; {min(costs):.0f} us of CPU an image\n")
+        out(f"{jobs} jobs, check {check:>9}: {shown} images/s; {min(costs):.0f} us of CPU an image, {max(cores):.1f} cores got\n")
 
 
 if __name__ == "__main__":
