@@ -26,11 +26,11 @@ def describe_config(config: Config, *, world_size: int) -> dict[str, Any]:
     Raises:
         ValueError: a plan that does not work out.
     """
-    samples = number_of_samples(config)
+    samples, origin = count_samples(config)
     if samples is None:
-        return {**describe_model(config), "plan": f"none: no shards at {config.data.train!r}, and data.train_samples is not set"}
+        return {**describe_model(config), "plan": f"none: {origin}, and data.train_samples is not set"}
     plan = make_plan(config.train, config.optimizer, config.schedule, num_samples=samples, world_size=world_size)
-    return {**describe_model(config), **plan.as_json()}
+    return {**describe_model(config), **plan.as_json(), "samples_from": origin}
 
 
 def describe_model(config: Config) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def describe_model(config: Config) -> dict[str, Any]:
         "backbone": config.model.name,
         "parameters": count_parameters(module.backbone),
         "parameters_with_head": count_parameters(module),
-        "multiply_adds": multiply_adds(module.backbone, config.model.image_size),
+        "multiply_adds": multiply_adds(module.backbone, config.model.image_size, in_chans=config.model.in_chans),
         "image_size": [height, width],
         "tokens": -(-height // patch) * -(-width // patch),
         "stride": config.model.stride,
@@ -58,13 +58,19 @@ def describe_model(config: Config) -> dict[str, Any]:
     }
 
 
-def number_of_samples(config: Config) -> int | None:
-    """Samples of the shards, or those that the configuration plans with while there are none; None: neither."""
-    if is_remote(config.data.train):
-        return config.data.train_samples or len(open_index(config.data.train, config.data.remote))
-    if config.data.train and Path(config.data.train, "index.json").exists():
-        return len(ShardIndex.load(Path(config.data.train)))
-    return config.data.train_samples
+def count_samples(config: Config) -> tuple[int | None, str]:
+    """Samples to plan with, and where the number is from: a mistyped directory must not look like a count.
+
+    They are those of the shards, or `data.train_samples` while there are none (and for shards at a URL, to plan without network);
+    None: neither.
+    """
+    place, stated = config.data.train, config.data.train_samples
+    if is_remote(place) and stated is None:
+        return len(open_index(place, config.data.remote)), f"counted at {place}"
+    if place and not is_remote(place) and Path(place, "index.json").exists():
+        return len(ShardIndex.load(Path(place))), f"counted in {place}"
+    missing = f"no shards were counted at {place!r}"
+    return stated, f"data.train_samples; {missing}" if stated else missing
 
 
 def plan_rows(plan: Plan) -> dict[str, str]:
@@ -92,7 +98,7 @@ def description_tables(description: dict[str, Any]) -> list[Table]:
         model.add_row("plan", d["plan"])
         return [model]
     batch = _pairs("Batches and steps")
-    batch.add_row("samples", f"{d['num_samples']:,}")
+    batch.add_row("samples", f"{d['num_samples']:,} ({d['samples_from']})")
     batch.add_row(
         "global batch",
         f"{d['global_batch']:,} = {d['world_size']} ranks x {d['micro_batch']} x {d['accumulation']} rounds of accumulation",

@@ -96,19 +96,43 @@ def _parse_overrides(overrides: Sequence[str]) -> Source:
             if not isinstance(node, dict):
                 raise ConfigError(f"override {text!r}: {part} was already set to a single value by another override.")
         node[path[-1]] = parse_value(value)
-        for length in range(1, len(path) + 1):
-            source.places[path[:length]] = Place(f"override {text!r}")
+        source.places[path] = Place(f"override {text!r}")
     return source
 
 
 def _merge(below: Source, above: Source) -> Source:
-    """`above` laid over `below`: mappings merge key by key, everything else replaces."""
+    """`above` laid over `below`: mappings merge key by key, everything else replaces.
+
+    Where `above` names another kind of model or schedule, inherited settings that it does not have are dropped.
+    """
+    below = _without_foreign_settings(below, above)
     return Source(tree=_merge_trees(below.tree, above.tree), places={**below.places, **above.places})
 
 
+def _without_foreign_settings(below: Source, above: Source) -> Source:
+    tree, places = dict(below.tree), dict(below.places)
+    for section, inherited in below.tree.items():
+        changes = above.tree.get(section)
+        if not (isinstance(inherited, dict) and isinstance(changes, dict) and "name" in changes):
+            continue
+        known = _keys_of_kind(section, changes["name"])
+        if known:
+            tree[section] = {key: value for key, value in inherited.items() if key in known}
+            places = {path: place for path, place in places.items() if path[:1] != (section,) or set(path[1:2]) <= known}
+    return Source(tree, places)
+
+
+def _keys_of_kind(section: str, name: Any) -> set[str]:
+    """Settings of the kind of `section` that `name` names; empty where there is no such kind (an error comes later)."""
+    field = Config.model_fields.get(section)
+    for model in _models_of(field.annotation) if field else ():
+        named = model.model_fields.get("name")
+        if named is not None and (named.default == name or (named.is_required() and ":" in str(name))):
+            return set(model.model_fields)
+    return set()
+
+
 def _merge_trees(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    if "name" in above and "name" in below and above["name"] != below["name"]:
-        return above  # another kind of model or schedule: its settings have nothing to do with the inherited ones
     if "epochs" in above and above["epochs"] is not None and "steps" not in above:
         below = {**below, "steps": None}  # giving one length of a run replaces the other
     if "steps" in above and above["steps"] is not None and "epochs" not in above:

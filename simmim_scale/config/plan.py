@@ -92,7 +92,7 @@ class Plan:
     def as_json(self) -> dict:
         """What `simmim describe --json` prints of the plan. Its steps count from 1, as in `metrics.jsonl`: step k is update k."""
         rows = [
-            {"step": update + 1, "epoch": round(self.epoch_at(update), 4), "lr": self.lr(update), "what": what}
+            {"step": update + 1, "epoch": round(self.epoch_at(update + 1), 4), "lr": self.lr(update), "what": what}
             for update, what in self.learning_rate.key_steps()
         ]
         plain = asdict(self)

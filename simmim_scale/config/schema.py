@@ -263,7 +263,7 @@ class TrainConfig(Section):
     def _one_length(self) -> "TrainConfig":
         if (self.epochs is None) == (self.steps is None):
             got = "neither" if self.epochs is None else f"epochs={self.epochs} and steps={self.steps}"
-            raise ValueError(f"give either epochs or steps, got {got}. Set the other one to null.")
+            raise ValueError(f"epochs: give either epochs or steps, got {got}. Set the other one to null.")
         return self
 
 

@@ -76,7 +76,8 @@ class SimMIM(nn.Module):
         if hasattr(self.backbone, "init_weights"):  # a backbone of one's own may initialise itself when it is built
             self.backbone.init_weights(generator)
         self.mask_token.init_weights(generator)
-        self.head.init_weights(generator)
+        if hasattr(self.head, "init_weights"):
+            self.head.init_weights(generator)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss of a batch, and in eval mode the prediction.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -227,6 +228,7 @@ def _page_facts(run_dir: Path) -> dict[str, Any]:
         "tiles": summarise(records),
         "charts": _charts(records),
         "reconstructions": _embed(final) if final.exists() else "",
+        "local_statistics": _has_normalised_target(run_dir / CONFIG_FILE),
         "gallery": _gallery(run_dir, records),
         "validation_names": names,
         "validation_rows": rows,
@@ -238,15 +240,24 @@ def _page_facts(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def _has_normalised_target(config: Path) -> bool:
+    """Whether predictions were drawn with the local mean and contrast of the true picture put back."""
+    try:
+        settings = yaml.safe_load(_read_text(config)) or {}
+    except yaml.YAMLError:
+        return False
+    return isinstance(settings, dict) and bool((settings.get("objective") or {}).get("norm_target_window"))
+
+
 def write_report(run_dir: Path) -> Path:
     """Write RUN_DIR/report.html from what the run has written so far, in one go.
 
     Raises:
         ValueError: there is no such directory, or a file in it is not what a run writes.
     """
-    if not run_dir.is_dir():
+    if not any((run_dir / name).is_file() for name in (CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE)):
         raise ValueError(
-            f"report: no run directory {run_dir}. Give the directory that a run wrote to (run_dir in its configuration)."
+            f"report: {run_dir} is no run directory. Give the directory that a run wrote to (run_dir in its configuration)."
         )
     environment = Environment(
         loader=PackageLoader("simmim_scale.reports", "."),

@@ -66,6 +66,7 @@ class Throughput:
     Args:
         images_per_step: the global batch.
         window: number of latest steps that averages run over.
+        warmup: first steps that no average includes: they fill caches and wait for workers to come up.
         flops_per_image: see `training_flops_per_image`; None: no MFU.
         peak_flops: of all devices together, in FLOP/s; None: no MFU.
         clock: returns seconds, never going back.
@@ -75,7 +76,8 @@ class Throughput:
         self,
         images_per_step: int,
         *,
-        window: int = 50,
+        window: int = 20,
+        warmup: int = 3,
         flops_per_image: float | None = None,
         peak_flops: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -87,6 +89,7 @@ class Throughput:
         self._mfu_per_rate = flops_per_image / peak_flops if flops_per_image and peak_flops else None
         self._seconds: deque[float] = deque(maxlen=window)
         self._waits: deque[float] = deque(maxlen=window)
+        self._warmup = warmup
         self._started = clock()
         self._waited = 0.0
         self._paused = 0.0
@@ -112,6 +115,10 @@ class Throughput:
     def step(self) -> Reading:
         """End the current step; the next one begins now."""
         now = self._clock()
+        if self._warmup >= 0:  # such a step stands alone, and so does the first after them
+            self._seconds.clear()
+            self._waits.clear()
+            self._warmup -= 1
         self._seconds.append(max(now - self._started - self._paused, 1e-9))
         self._waits.append(self._waited)
         self._started, self._waited, self._paused = now, 0.0, 0.0

@@ -51,12 +51,33 @@ def test_later_bases_of_a_list_win(tmp_path):
     assert (config.seed, config.mask.cell) == (2, 16)
 
 
-def test_another_kind_of_schedule_drops_the_inherited_settings(tmp_path):
+def test_another_kind_of_schedule_keeps_what_both_have_and_drops_the_rest(tmp_path):
     write(tmp_path, "a.yaml", "schedule: {name: cosine, min_lr: 1e-6, warmup_epochs: 3}\n")
     config = load_config(write(tmp_path, "b.yaml", "base: a.yaml\nschedule: {name: step, gamma: 0.5}\n"))
     assert config.schedule.name == "step"
     assert config.schedule.gamma == 0.5
-    assert config.schedule.warmup_epochs == 10
+    assert config.schedule.warmup_epochs == 3
+
+
+def test_another_kind_of_model_keeps_the_size_and_says_where_it_is_from(tmp_path):
+    path = write(
+        tmp_path,
+        "a.yaml",
+        "model:\n  name: swin_v2\n  image_size: 64\n  depths: [1, 1]\n  num_heads: [2, 4]\n  extra_norm_period: 2\n",
+    )
+    source = load_source(path, ["model.name=swin", "mask.cell=16"])
+    model = validate(source).model
+    assert (model.name, model.image_size, model.depths) == ("swin", (64, 64), (1, 1))
+    assert ("model", "extra_norm_period") not in source.places
+    assert str(source.places["model", "image_size"]) == f"{path}:3"
+    own = load_config(path, ["model.name=mine:build", "mask.cell=16"]).model
+    assert (own.name, own.image_size) == ("mine:build", (64, 64))
+
+
+def test_an_error_does_not_blame_an_override_of_another_key(tmp_path):
+    path = write(tmp_path, "a.yaml", "data:\n  workers: 0\n")
+    text = message(path, "data.validation=null", "model.in_chans=1")
+    assert text.startswith(f"{path}:1: data.mean")
 
 
 def test_one_length_of_the_run_replaces_the_other(tmp_path):

@@ -129,7 +129,22 @@ def test_long_gallery_is_thinned_with_its_ends(tmp_path: Path) -> None:
     assert captions[-1] == "200"
 
 
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"picture")
+    with pytest.raises(ValueError, match="is no run directory"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_pictures_of_a_normalised_target_say_what_was_put_back(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=2, pictures=1)
+    for value, said in (("null", False), ("47", True)):
+        (tmp_path / "config.yaml").write_text(f"objective: {{norm_target_window: {value}}}\n")
+        assert ("local mean and contrast" in write_report(tmp_path).read_text(encoding="utf-8")) == said
+
+
 def test_run_that_has_barely_begun(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("task: pretrain\n")
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "No step has been trained yet" in text
     assert "<script" not in text
@@ -140,6 +155,7 @@ def test_run_that_has_barely_begun(tmp_path: Path) -> None:
 def test_replaced_images_are_listed_once(tmp_path: Path) -> None:
     folder = tmp_path / "quarantine"
     folder.mkdir()
+    (tmp_path / "config.yaml").write_text("task: pretrain\n")
     entry = {"sample": 3, "name": ATTACK, "cause": "truncated", "replacement": 5}
     for rank in (0, 1):
         (folder / f"rank-{rank:05d}.jsonl").write_text(json.dumps(entry) + '\n{"sample": 4, "na')
