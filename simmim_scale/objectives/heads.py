@@ -1,6 +1,6 @@
 """Prediction heads: the last stage's tokens to a picture. One table, each entry a function with the same arguments.
 
-A head is called as head(features (b, th, tw, d)) -> (b, channels, th * stride, tw * stride); it may have `init_weights(generator)`.
+A head maps features (b, th, tw, d) to (b, channels, th * stride, tw * stride); it may have `init_weights(generator)`.
 Letters: b batch, th tw token grid of the last stage, d its width, o output channels, h w picture height and width.
 """
 

@@ -1,4 +1,4 @@
-"""Every configuration in configs/debug trains two steps, validates, and leaves weights that load."""
+"""Every configuration in configs/debug, and a network of one's own, trains two steps, validates, and leaves weights that load."""
 
 import json
 from pathlib import Path
@@ -19,12 +19,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards = write_shards(root / "shards", [encode(picture(sample)) for sample in range(NUM_IMAGES)]).directory
     small = ["train.steps=2", "schedule.warmup_epochs=0", "validation.every_steps=2", "validation.samples=4"]
     data = [f"data.train={shards}", f"data.validation={shards}"]
-    outcomes = train_many({path.stem: [str(path), *data, *small, f"run_dir={root / path.stem}"] for path in CONFIGS})
-    assert {name: outcome["code"] for name, outcome in outcomes.items()} == {path.stem: 0 for path in CONFIGS}, outcomes
+    wanted = {path.stem: [str(path), *data, *small, f"run_dir={root / path.stem}"] for path in CONFIGS}
+    own = ["model.name=tests.cli.own_network:backbone", "model.stride=16", "objective.head=tests.cli.own_network:head"]
+    wanted["own"] = [*wanted["tiny_swinv2"], *own, "engine.activation_checkpointing=none", f"run_dir={root / 'own'}"]
+    outcomes = train_many(wanted)
+    assert {name: outcome["code"] for name, outcome in outcomes.items()} == dict.fromkeys(wanted, 0), outcomes
     return root
 
 
-@pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
+@pytest.mark.parametrize("name", [*(path.stem for path in CONFIGS), "own"])
 def test_trains_two_steps(name: str, runs: Path):
     rows = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
