@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 # Windows of Swin-T to SwinV2-G, whose heads all have 32 channels; late stages at small inputs use one of the smaller windows.
 WINDOWS = (6, 7, 8, 12, 14, 16, 20, 24)
 # Head dims of other published layouts, and windows of inputs whose sides differ, at one size each.
-HEAD_DIMS = (16, 44, 64, 88, 96, 128)
+HEAD_DIMS = (44, 64, 88, 96, 128)
 RECTANGLES = ((6, 12), (7, 14), (9, 5), (7, 24))
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def problems(dtypes: Iterable[str]) -> Iterator[Problem]:
@@ -75,7 +75,7 @@ def sweep(
 
     Args:
         out: directory of compiled.jsonl and README.md.
-        dtypes: "bf16", "fp16", "fp32".
+        dtypes: "bf16", "fp16".
         capabilities: compute capabilities; keys of `SHARED_MEMORY`.
         progress: called with a line for each kernel that has faults and for each finished configuration.
     """

@@ -84,7 +84,7 @@ def kernels(
 @bench_app.command("compile")
 def compile_kernels(
     out: Annotated[Path, typer.Option(help="Directory of the record and the report; a sweep that was interrupted goes on.")],
-    dtype: Annotated[list[str] | None, typer.Option(help="bf16, fp16 or fp32; may be given several times. Default: all.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="bf16 or fp16; may be given several times. Default: all.")] = None,
     capability: Annotated[
         list[str] | None, typer.Option(help="Compute capability, for example 9.0; may be given several times. Default: all.")
     ] = None,

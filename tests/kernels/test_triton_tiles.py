@@ -60,4 +60,4 @@ def test_what_is_not_supported_is_refused_with_a_reason(tokens, head_dim, itemsi
 
 
 def test_what_is_supported_is_not_refused():
-    assert refuse(576, 32, 2, (8, 6)) is None
+    assert refuse(576, 32, 2, (8, 9)) is None

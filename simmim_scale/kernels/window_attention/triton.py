@@ -31,12 +31,16 @@ PRECISION = "tf32x3"
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str | None:
-    """NVIDIA GPUs for which tiles are known, windows of up to 576 tokens, head dims 16 to 128; fp16, bf16 and fp32."""
+    """NVIDIA GPUs for which tiles are known, windows of up to 576 tokens, head dims 20 to 128; fp16 and bf16."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"it computes in float16, bfloat16 and float32, got {dtype}"
     if device.type == "cuda":
         if torch.version.hip:
             return "its tiles were made for NVIDIA GPUs"
+        if dtype == torch.float32:
+            return "its fp32 form has not been compiled for every window yet"
+        if facts.get("head_dim", 32) <= 16:
+            return "with heads of 16 channels and fewer its kernels spill registers"
     elif not (device.type == "cpu" and knobs.runtime.interpret):
         return f"it runs on an NVIDIA GPU, got {device.type}"
     elif dtype == torch.bfloat16:

@@ -10,7 +10,7 @@ HEAD_DIMS = (16, 128)  # smallest and largest
 # Shared memory of one thread block, bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
 # Those for which what may be picked was compiled and found without faults (benchmarks/, kernels-compiled).
-COMPILED = ((8, 0), (8, 6), (8, 9), (9, 0))
+COMPILED = ((8, 0), (8, 9), (9, 0))
 MAX_HEAD_DIM_FP32 = 32  # above, no cut was found yet that is known not to spill
 SMALL_SHARED_MEMORY = 101376  # consumer GPUs: the compiler allots registers otherwise there
 
@@ -102,19 +102,19 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
     row_bytes = padded_head_dim(head_dim) * itemsize
     small = SHARED_MEMORY[capability] <= SMALL_SHARED_MEMORY
     return Tiles(
-        forward=_forward(tokens, row_bytes, itemsize, small=small),
+        forward=_forward(tokens, row_bytes, itemsize, before_hopper=capability < (9, 0)),
         query=_query(tokens, row_bytes, itemsize, small=small),
         pair=_pair(row_bytes),
         key_value=_key_value(tokens, row_bytes),
     )
 
 
-def _forward(tokens: int, row_bytes: int, itemsize: int, *, small: bool) -> ForwardTiles:
+def _forward(tokens: int, row_bytes: int, itemsize: int, *, before_hopper: bool) -> ForwardTiles:
     block = 64 if 48 < tokens <= 208 and row_bytes <= 64 else 16
     largest = 128 if row_bytes <= 64 else 64
-    hold = 2 * tokens * row_bytes <= 40_000
+    hold = tokens <= 256 and 2 * tokens * row_bytes <= 40_000
     warps = 1 if tokens <= 48 and itemsize == 2 else 4 if row_bytes <= 128 else 8
-    if small and block == 64 and tokens > 144:
+    if tokens > (144 if before_hopper and block == 64 else 400 if row_bytes == 128 else MAX_TOKENS):
         warps = 8
     return ForwardTiles(block, -(-tokens // block) if hold else 1, hold, key_sizes(tokens, largest), warps)
 
@@ -131,7 +131,7 @@ def _query(tokens: int, row_bytes: int, itemsize: int, *, small: bool) -> QueryT
 
 def _pair(row_bytes: int) -> PairTiles:
     if row_bytes <= 64:
-        return PairTiles(32, 64, 4)
+        return PairTiles(16, 64, 4)
     return PairTiles(32, 32, 4) if row_bytes <= 128 else PairTiles(16, 32, 4)
 
 
