@@ -51,6 +51,7 @@ class Supervisor:
         self.socket_path = os.path.join(tempfile.mkdtemp(prefix="simmim-launch-", dir=_short_directory()), "socket")
         self.running: dict[int, RankState] = {}
         self.endings: list[Ending] = []
+        self.begun = False  # whether any rank was let go
         self.asked: list[int] = []  # signals that were passed on, in order
         self.interrupts = 0
         self.ask_at: float | None = None
@@ -155,9 +156,11 @@ class Supervisor:
         self.running[rank] = RankState(rank=rank, keeper=int(message["keeper"]), channel=channel)
         reason = self.asked[0] if self.asked else signal.SIGKILL
         # Rank 0 is shown in full as it runs. Its keeper writes to these descriptors: what nobody reads holds up nobody here.
+        start = not self.asked and not self.killed
+        self.begun = self.begun or start
         with _outputs() as outputs:
             shown = outputs if rank == 0 else []
-            channel.send({"start": not self.asked and not self.killed, "signal": reason}, descriptors=shown)
+            channel.send({"start": start, "signal": reason}, descriptors=shown)
 
     def _note_ending(self, channel: Channel, status: int) -> None:
         state = next((state for state in self.running.values() if state.channel is channel), None)
@@ -217,9 +220,11 @@ class Supervisor:
         if len(self.endings) < self.job.ranks and not self.asked:
             _say(self._launcher_failure())
             return overall_code(self.endings) or 1
-        if not self.endings:
-            # stopped before any rank began
-            return 128 + self.asked[0]
+        if not self.begun:
+            _say(
+                f"launch: stopped before any rank began, so nothing is lost (exit code {PREEMPTED}). The same command starts it.\n"
+            )
+            return PREEMPTED
         _say(explain(self.endings, log_dir=self.job.log_dir, asked=self.asked))
         return overall_code(self.endings)
 

@@ -107,10 +107,15 @@ class RunDirectory:
             The lock, held until it is closed or the process ends, however it ends.
 
         Raises:
-            ValueError: another process trains in this directory.
+            ValueError: it cannot be written to, or another process trains in it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / LOCK).open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise ValueError(
+                f"run_dir: cannot write to {self.path} ({error.strerror}). Choose a directory of your own."
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

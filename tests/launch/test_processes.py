@@ -149,6 +149,17 @@ def test_a_signal_reaches_every_rank_once_and_no_worker(start, number):
     assert_nothing_left(one)
 
 
+def test_a_stop_before_any_rank_began_loses_nothing(start):
+    one = start("wait")
+    assert until(lambda: (one.logs / "launcher.log").exists())  # ranks come seconds later: DeepSpeed is imported first
+    one.process.send_signal(signal.SIGTERM)
+    code, _, stderr = one.end()
+    assert code == 75, stderr
+    assert "before any rank began" in stderr
+    assert not list(one.out.iterdir())
+    assert_nothing_left(one)
+
+
 def test_sigterm_to_the_deepspeed_launcher_alone_is_a_request_to_all(start):
     one = start("wait")
     one.wait_ready()

@@ -68,5 +68,11 @@ def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
     directory.claim(config()).close()
 
 
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"run_dir: cannot write to .*file/run"):
+        RunDirectory(tmp_path / "file/run").claim(config())
+
+
 def test_changed_settings_name_both_values():
     assert changed_settings(config(seed=1), config(seed=2, run_dir="elsewhere")) == [("seed", 1, 2)]
