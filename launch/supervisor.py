@@ -222,7 +222,7 @@ class Supervisor:
             return overall_code(self.endings) or 1
         if not self.begun:
             _say(
-                f"launch: stopped before any rank began, so nothing is lost (exit code {PREEMPTED}). The same command starts it.\n"
+                f"launch: stopped before any rank began, so nothing is lost (exit code {PREEMPTED}). Run it again.\n"
             )
             return PREEMPTED
         _say(explain(self.endings, log_dir=self.job.log_dir, asked=self.asked))
