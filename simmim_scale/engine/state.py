@@ -84,7 +84,7 @@ def _check_facts(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -
         if saved[key] != now[key]:
             raise ValueError(
                 f"{path}: was saved with {word} {saved[key]}, got {word} {now[key]}, and its files are cut for the former."
-                f" Resume with {word} {saved[key]}, or start another run_dir with init_from."
+                f" Resume with {word} {saved[key]}, or begin again in another run_dir."
             )
 
 
