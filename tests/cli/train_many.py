@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT = 400  # seconds
+TIMEOUT = 900  # seconds
 
 
 def train_many(runs: dict[str, list[str]]) -> dict[str, dict]:

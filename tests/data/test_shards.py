@@ -209,7 +209,7 @@ class TestErrors:
 def test_the_index_needs_no_torch():
     modules = "simmim_scale.data.shards, simmim_scale.data.order, simmim_scale.data.masks, simmim_scale.data.stream"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=240).returncode == 0
 
 
 def test_an_index_of_many_samples_opens_by_memory_map(tmp_path):

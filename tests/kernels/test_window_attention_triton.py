@@ -70,7 +70,7 @@ def interpreted():
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1200,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return dict(zip(CASES, map(json.loads, result.stdout.splitlines()), strict=True))

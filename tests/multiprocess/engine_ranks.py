@@ -29,7 +29,7 @@ def start_ranks(script: str, world_size: int, *arguments: str) -> list[subproces
     ]
 
 
-def finish_ranks(processes: list[subprocess.Popen], *, timeout: float = 240, expected: int = 0) -> list[str]:
+def finish_ranks(processes: list[subprocess.Popen], *, timeout: float = 600, expected: int = 0) -> list[str]:
     """Wait for all ranks; their outputs. Fails with the output when an exit code is not the expected one."""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]

@@ -41,7 +41,7 @@ def killed_together(processes):
     """The main rank kills itself inside a save; what waits for it is killed too, as when a node dies."""
     main, other = processes
     try:
-        main.wait(timeout=240)
+        main.wait(timeout=600)
     except Exception:
         main.kill()
         raise

@@ -52,5 +52,5 @@ runtime.close()
 
 def test_simmim_is_built_and_loaded_the_same_when_partitioned(repository):
     command = [sys.executable, "-c", UNDER_ZERO]
-    run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=240, check=False)
+    run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]

@@ -133,7 +133,7 @@ def test_closed_pipe_does_not_end_the_run() -> None:
     process.stdout.close()  # the reader is gone, as when ssh breaks
     assert process.stderr.read() == b"saved"
     process.stderr.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
 
 
 @pytest.mark.parametrize(
