@@ -221,9 +221,7 @@ class Supervisor:
             _say(self._launcher_failure())
             return overall_code(self.endings) or 1
         if not self.begun:
-            _say(
-                f"launch: stopped before any rank began, so nothing is lost (exit code {PREEMPTED}). Run it again.\n"
-            )
+            _say(f"launch: stopped before any rank began, so nothing is lost (exit code {PREEMPTED}). Run it again.\n")
             return PREEMPTED
         _say(explain(self.endings, log_dir=self.job.log_dir, asked=self.asked))
         return overall_code(self.endings)
