@@ -24,7 +24,7 @@ help:  ## Show this list.
 
 setup: $(STAMP)  ## Build .venv (done by the other targets when needed).
 
-demo: $(STAMP) $(DEMO_DATA)/shards/train/index.json $(DEMO_DATA)/shards/val/index.json  ## Render images, shard them, pre-train on 2 ranks, write a report: about 10 minutes on 2 cores.
+demo: $(STAMP) $(DEMO_DATA)/shards/train/index.json $(DEMO_DATA)/shards/val/index.json  ## Render images, shard them, pre-train on 2 ranks, write a report: 6 to 10 minutes on 2 cores.
 	$(BIN)/python -m launch --ranks $(DEMO_RANKS) -- pretrain configs/debug/demo.yaml run_dir=$(DEMO_RUN) \
 	    data.train=$(DEMO_DATA)/shards/train data.validation=$(DEMO_DATA)/shards/val
 
