@@ -21,7 +21,11 @@ def open_locked(path: Path, *, patience: float = 10.0) -> int:
     """
     deadline = time.monotonic() + patience
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # its folder was cleared away by a process that finished the set
+            path.parent.mkdir(exist_ok=True)
+            continue
         try:
             if _try_lock(handle) and _is_at(handle, path):
                 return handle

@@ -14,7 +14,7 @@ from data_tools.plan import ShardJob
 from data_tools.reencode import reencode, resize_map
 from data_tools.sources import SourceSample
 from data_tools.tarwriter import Shard, ShardWriter
-from simmim_scale.data.shards import NO_LABEL, ROW, ShardFile, atomic_file, split_member
+from simmim_scale.data.shards import INDEX_NAME, NO_LABEL, ROW, ShardFile, atomic_file, split_member
 
 NOTES = ".shards"  # directory of notes in an unfinished set
 
@@ -53,12 +53,34 @@ def pack_shard(job: ShardJob) -> int:
     """Write the shard of a job, unless a run that was interrupted after it has; returns how many samples were seen to."""
     if read_note(job.directory, job.name, job.plan) is not None:
         return len(job.samples)
-    left_out: list[LeftOut] = []
     with ShardWriter(job.directory / job.name) as writer, PieceReader() as reader:
-        for sample in job.samples:
-            trouble = _add(writer, reader, sample, job)
-            left_out += [trouble] if trouble else []
-        shard = writer.finish() if len(writer) else None
+        if not _was_done_meanwhile(job):
+            _write_shard(writer, reader, job)
+    return len(job.samples)
+
+
+def _was_done_meanwhile(job: ShardJob) -> bool:
+    """Whether a process that was given the same shard has finished it while this one waited for the file.
+
+    It may have been the last shard of the set: then the notes are gone, and there is an index.
+    """
+    done = read_note(job.directory, job.name, job.plan) is not None
+    return done or (not job.again and (job.directory / INDEX_NAME).exists())
+
+
+def _write_shard(writer: ShardWriter, reader: PieceReader, job: ShardJob) -> None:
+    """The shard, and its note, which is there before the shard has its name."""
+    left_out: list[LeftOut] = []
+    for sample in job.samples:
+        trouble = _add(writer, reader, sample, job)
+        left_out += [trouble] if trouble else []
+    if len(writer):
+        writer.finish(lambda shard: _write_note(job, shard, left_out))
+    else:
+        _write_note(job, None, left_out)
+
+
+def _write_note(job: ShardJob, shard: Shard | None, left_out: list[LeftOut]) -> None:
     document = {
         "plan": job.plan,
         "file": asdict(shard.file) if shard else None,
@@ -67,7 +89,6 @@ def pack_shard(job: ShardJob) -> int:
     }
     with atomic_file(note_path(job.directory, job.name)) as file:
         file.write(json.dumps(document).encode())
-    return len(job.samples)
 
 
 def read_note(directory: Path, name: str, plan: str) -> Finished | None:

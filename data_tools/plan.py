@@ -115,6 +115,7 @@ class ShardJob:
     options: ShardOptions
     samples: tuple[SourceSample, ...]
     classes: tuple[str, ...] | None
+    again: bool = False  # made anew although the set has its index: a repair
 
     @property
     def name(self) -> str:
@@ -149,10 +150,10 @@ class ShardPlan:
         """The samples of a shard, in order."""
         return tuple(self.source.samples[index] for index in self.order[self.starts[shard] : self.starts[shard + 1]])
 
-    def jobs(self, destination: Path, shards: list[int]) -> Iterator[ShardJob]:
+    def jobs(self, destination: Path, shards: list[int], *, again: bool = False) -> Iterator[ShardJob]:
         """The jobs that write these shards."""
         for number in shards:
-            yield ShardJob(destination, number, self.digest, self.options, self.samples(number), self.source.classes)
+            yield ShardJob(destination, number, self.digest, self.options, self.samples(number), self.source.classes, again)
 
     def estimate(self, shards: list[int]) -> int:
         """Bytes that these shards need at most, if images keep their bytes; unknown sizes count as nothing."""

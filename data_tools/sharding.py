@@ -108,7 +108,7 @@ def repair_shards(
         for shard in damaged:  # a stale note must not stand for it
             (destination / NOTES / f"{shard.name}.json").unlink(missing_ok=True)
         numbers = [number for number in range(plan.num_shards) if shard_name(number) in {shard.name for shard in damaged}]
-        for count in run_jobs(pack_shard, plan.jobs(destination, numbers), jobs):
+        for count in run_jobs(pack_shard, plan.jobs(destination, numbers, again=True), jobs):
             if progress:
                 progress(count)
     for shard in damaged:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,16 +69,23 @@ class ShardWriter:
         self._write(*_member(*head), rest)
         self._rows.append((start, self._offset - start, len(header), len(image), label))
 
-    def finish(self) -> Shard:
-        """Close the tar, force it to disk and rename it into place."""
+    def finish(self, before: Callable[[Shard], None] = lambda _: None) -> Shard:
+        """Close the tar, force it to disk and rename it into place.
+
+        Args:
+            before: Called with the shard just before it gets its name. With the name goes the lock: whoever opens the file after
+                that must find all there is to know about it.
+        """
         end = bytes(2 * tarfile.BLOCKSIZE)
         self._write(end + bytes(-(self._offset + len(end)) % tarfile.RECORDSIZE))
         os.fsync(self._handle)
+        file = ShardFile(self._path.name, len(self._rows), self._offset, self._digest.hexdigest())
+        shard = Shard(file, np.array(self._rows, dtype=ROW))
+        before(shard)
         os.replace(self._aside, self._path)
         self._finished = True
         sync_directory(self._path.parent)
-        file = ShardFile(self._path.name, len(self._rows), self._offset, self._digest.hexdigest())
-        return Shard(file, np.array(self._rows, dtype=ROW))
+        return shard
 
     def _write(self, *parts: bytes) -> None:
         """Append the parts: one system call a sample, and no copy of the image."""
