@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from simmim_scale.cli.describe import describe_model
 from simmim_scale.config.schema import Config
 from simmim_scale.reports.throughput import device_peak_flops, training_flops_per_image
+from simmim_scale.tasks.model_facts import describe_model
 
 # What the kernels are built for: 60 % of the 798 TFLOP/s that an H100 was measured to reach in bf16 matrix products.
 DESIGN_MFU = 0.48

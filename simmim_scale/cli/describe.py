@@ -3,17 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from simmim_scale.config.plan import Plan, make_plan
 from simmim_scale.config.schema import Config
-from simmim_scale.data.masks import num_hidden
 from simmim_scale.data.remote import is_remote
 from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
-from simmim_scale.models.complexity import count_parameters, multiply_adds
-from simmim_scale.objectives.simmim import build_simmim
+from simmim_scale.tasks.model_facts import describe_model
 
 
 def describe_config(config: Config, *, world_size: int) -> dict[str, Any]:
@@ -31,31 +28,6 @@ def describe_config(config: Config, *, world_size: int) -> dict[str, Any]:
         return {**describe_model(config), "plan": f"none: {origin}, and data.train_samples is not set"}
     plan = make_plan(config.train, config.optimizer, config.schedule, num_samples=samples, world_size=world_size)
     return {**describe_model(config), **plan.as_json(), "samples_from": origin}
-
-
-def describe_model(config: Config) -> dict[str, Any]:
-    """Sizes of the model, counted on the meta device: no memory is used, whatever the size."""
-    with torch.device("meta"):
-        module = build_simmim(
-            config.model, config.objective, mean=config.data.mean, std=config.data.std, seed=config.seed, initialise=False
-        )
-    height, width = config.model.image_size
-    patch = config.model.patch_size
-    rows, columns = height // config.mask.cell, width // config.mask.cell
-    return {
-        "backbone": config.model.name,
-        "parameters": count_parameters(module.backbone),
-        "parameters_with_head": count_parameters(module),
-        "multiply_adds": multiply_adds(module.backbone, config.model.image_size, in_chans=config.model.in_chans),
-        "image_size": [height, width],
-        "tokens": -(-height // patch) * -(-width // patch),
-        "stride": config.model.stride,
-        "mask_cells": rows * columns,
-        "hidden_cells": num_hidden((rows, columns), config.mask.ratio),
-        "precision": config.engine.precision,
-        "zero_stage": config.engine.zero_stage,
-        "schedule": config.schedule.name,
-    }
 
 
 def count_samples(config: Config) -> tuple[int | None, str]:

@@ -5,13 +5,14 @@ input before it costs time.
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import nn
 
-from simmim_scale.cli.describe import describe_model, plan_rows
+from simmim_scale.cli.describe import plan_rows
 from simmim_scale.cli.together import on_every_rank, on_main
 from simmim_scale.config.plan import Plan, make_plan
 from simmim_scale.config.schema import Config
@@ -27,6 +28,7 @@ from simmim_scale.reports.sinks import Sinks, make_sinks
 from simmim_scale.reports.terminal import Terminal
 from simmim_scale.reports.throughput import Throughput, device_peak_flops, training_flops_per_image
 from simmim_scale.tasks import build_task
+from simmim_scale.tasks.model_facts import describe_model
 from simmim_scale.tasks.pretrain import PretrainTask
 from simmim_scale.tasks.pretrained import find_weights
 from simmim_scale.train.run_directory import RunDirectory
@@ -57,6 +59,11 @@ class Prepared:
     @property
     def start_step(self) -> int:
         return self.saved.step if self.saved else 0
+
+    @cached_property
+    def model_facts(self) -> dict[str, Any]:
+        """Sizes of the model, counted once: the header shows them, the meter needs them for MFU."""
+        return describe_model(self.config)
 
 
 def prepare(config: Config, runtime: Runtime) -> Prepared:
@@ -161,7 +168,7 @@ def make_header(run: Prepared) -> RunHeader:
     Raises:
         ValueError: an op whose named implementation cannot run here.
     """
-    config, model = run.config, describe_model(run.config)
+    config, model = run.config, run.model_facts
     ops = dispatch.describe(config.kernels.model_dump(), device=run.runtime.device, dtype=DTYPES[config.engine.precision])
     sizes = f"{model['parameters'] / 1e6:.1f}M parameters, {model['multiply_adds'] / 1e9:.2f}G multiply-adds"
     engine = config.engine
@@ -190,6 +197,6 @@ def make_meter(run: Prepared) -> Throughput:
     peak = config.report.peak_tflops * 1e12 if config.report.peak_tflops else known
     return Throughput(
         run.plan.global_batch,
-        flops_per_image=training_flops_per_image(describe_model(config)["multiply_adds"]),
+        flops_per_image=training_flops_per_image(run.model_facts["multiply_adds"]),
         peak_flops=peak * world_size if peak else None,
     )
