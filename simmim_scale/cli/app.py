@@ -129,3 +129,33 @@ def report(run_dir: Annotated[Path, typer.Argument(help="Directory of a run, fin
 
     with user_errors():
         _out().print(str(write_report(run_dir)))
+
+
+@app.command()
+def masks(
+    sampler: Annotated[str, typer.Option(help="random, block or square.")] = "random",
+    cell: Annotated[int, typer.Option(min=1, help="Side of a mask cell in pixels.")] = 32,
+    ratio: Annotated[float, typer.Option(help="Share of the cells to hide.")] = 0.6,
+    image_size: Annotated[int, typer.Option(min=1, help="Side of the input in pixels.")] = 192,
+    patch_size: Annotated[int, typer.Option(min=1, help="Side of a patch in pixels; cells are multiples of it.")] = 4,
+    photo: Annotated[Path | None, typer.Option(help="A picture of your own to lay masks over.")] = None,
+    out: Annotated[Path, typer.Option(help="PNG of the picture under masks.")] = Path("masks.png"),
+    solve: Annotated[float | None, typer.Option(help="Find the settings with this AvgDist, in pixels: 15, for example.")] = None,
+    axis: Annotated[Path | None, typer.Option(help="PNG to draw the axis of the supplement's figure 1 into.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Preview a masking, print its AvgDist, and find the maskings that have a wanted AvgDist."""
+    from simmim_scale.cli.masks import explore
+
+    with user_errors():
+        setting = {"sampler": sampler, "cell": cell, "ratio": ratio}
+        explore(
+            {"seed": seed, "mask": setting, "model": {"image_size": image_size, "patch_size": patch_size}},
+            photo=photo,
+            out=out,
+            wanted=solve,
+            axis=axis,
+            console=_out(),
+            as_json=as_json,
+        )

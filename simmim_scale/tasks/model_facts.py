@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 
-from simmim_scale.config.schema import Config
+from simmim_scale.config.schema import Config, MaskConfig
+from simmim_scale.data.mask_distance import Distance, mask_grid, setting_distance
 from simmim_scale.data.masks import num_hidden
 from simmim_scale.models.complexity import count_parameters, multiply_adds
 from simmim_scale.objectives.simmim import build_simmim
+
+DESCRIBED_MASKS = 400  # 1.6 ms each at 192 x 192
 
 
 def describe_model(config: Config) -> dict[str, Any]:
@@ -18,7 +21,8 @@ def describe_model(config: Config) -> dict[str, Any]:
         )
     height, width = config.model.image_size
     patch = config.model.patch_size
-    rows, columns = height // config.mask.cell, width // config.mask.cell
+    mask = config.mask
+    rows, columns = mask_grid((height, width), mask.cell)
     return {
         "backbone": config.model.name,
         "parameters": count_parameters(module.backbone),
@@ -28,8 +32,20 @@ def describe_model(config: Config) -> dict[str, Any]:
         "tokens": -(-height // patch) * -(-width // patch),
         "stride": config.model.stride,
         "mask_cells": rows * columns,
-        "hidden_cells": num_hidden((rows, columns), config.mask.ratio),
+        "hidden_cells": num_hidden((rows, columns), mask.ratio),
+        "avg_dist": round(describe_distance(mask, (height, width)).mean, 2),
         "precision": config.engine.precision,
         "zero_stage": config.engine.zero_stage,
         "schedule": config.schedule.name,
     }
+
+
+def describe_distance(mask: MaskConfig, image_size: tuple[int, int]) -> Distance:
+    """AvgDist of the configured masking, in pixels, from few enough masks that a command answers at once.
+
+    Raises:
+        ValueError: the setting hides every cell.
+    """
+    return setting_distance(
+        image_size=image_size, cell=mask.cell, ratio=mask.ratio, sampler=mask.sampler, samples=DESCRIBED_MASKS
+    )

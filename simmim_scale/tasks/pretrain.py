@@ -23,7 +23,10 @@ from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.objectives.simmim import SimMIM, build_simmim
 from simmim_scale.reports.reconstructions import gallery_path
-from simmim_scale.tasks.pretrain_evaluators import Gallery, MaskedLoss, MeanColourLoss
+from simmim_scale.tasks.model_facts import describe_distance
+from simmim_scale.tasks.pretrain_evaluators import Gallery, MaskDistance, MaskedLoss, MeanColourLoss
+
+PretrainEvaluator = MaskedLoss | MeanColourLoss | MaskDistance | Gallery
 
 
 def build(config: Config) -> "PretrainTask":
@@ -123,8 +126,9 @@ class PretrainValidation:
             quarantine=self.run_dir / "quarantine",
         )
 
-    def evaluators(self, step: int) -> Sequence[MaskedLoss | MeanColourLoss | Gallery]:
-        evaluators: list[MaskedLoss | MeanColourLoss | Gallery] = [MaskedLoss(), MeanColourLoss(self.module)]
+    def evaluators(self, step: int) -> Sequence[PretrainEvaluator]:
+        distance = describe_distance(self.config.mask, self.config.model.image_size)
+        evaluators: list[PretrainEvaluator] = [MaskedLoss(), MeanColourLoss(self.module), MaskDistance(distance.mean)]
         if self.config.validation.gallery:
             evaluators.append(Gallery(self.module, count=self.config.validation.gallery, path=gallery_path(self.run_dir, step)))
         return evaluators

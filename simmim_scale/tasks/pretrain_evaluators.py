@@ -56,6 +56,22 @@ class MaskedLoss(_MeanPerSample):
         self.add(batch, outputs["loss_per_sample"])
 
 
+class MaskDistance:
+    """AvgDist of the run's masking in pixels, which no batch changes: `avg_dist` of every validation, to compare runs by."""
+
+    def __init__(self, distance: float) -> None:
+        self._distance = distance
+
+    def update(self, batch: Batch, outputs: Batch) -> None:
+        """Nothing to add up."""
+
+    def state(self) -> float:
+        return self._distance
+
+    def result(self, states: Sequence[float]) -> dict[str, float]:
+        return {"avg_dist": states[0]}
+
+
 class MeanColourLoss(_MeanPerSample):
     """The same loss for predicting, everywhere, the mean of the visible target: `val_baseline`. A model must do much better."""
 
