@@ -1,4 +1,4 @@
-"""Messages between the supervisor and the keepers: one JSON object a line over a Unix socket, file descriptors beside it."""
+"""Messages between processes of the launcher: one JSON object a line over a Unix or TCP socket, file descriptors beside it."""
 
 import contextlib
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 MOST_DESCRIPTORS = 4
 RECEIVED_AT_ONCE = 65536  # bytes
+MOST_UNSENT = 8 << 20  # bytes that may wait for an end that does not read; more means that it does not live any more
 
 
 class Channel:
@@ -18,22 +19,40 @@ class Channel:
         self._connection = connection
         self._connection.setblocking(False)
         self._unread = b""
+        self._unsent = bytearray()
         self.closed = False
+        self.heard_at = time.monotonic()  # when something last arrived
         self.descriptors: list[int] = []
 
     def fileno(self) -> int:
         return self._connection.fileno()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the other end has not taken yet."""
+        return len(self._unsent)
+
     def send(self, message: dict[str, Any], *, descriptors: list[int] | None = None) -> None:
-        """Messages are short and few, so a full buffer means that the other end does not live any more."""
+        """Sends what the other end takes at once and keeps the rest for `flush`; descriptors go with a first message."""
         if self.closed:
             return
         data = json.dumps(message).encode() + b"\n"
+        if not descriptors:
+            self._unsent += data
+            self.flush()
+            return
         try:
-            if descriptors:
-                socket.send_fds(self._connection, [data], descriptors)
-            else:
-                self._connection.sendall(data)
+            socket.send_fds(self._connection, [data], descriptors)
+        except OSError:
+            self.closed = True
+
+    def flush(self) -> None:
+        """Tries again to send what is left; called regularly by whoever sends much."""
+        try:
+            while self._unsent and not self.closed:
+                del self._unsent[: self._connection.send(self._unsent)]
+        except BlockingIOError:
+            self.closed = len(self._unsent) > MOST_UNSENT
         except OSError:
             self.closed = True
 
@@ -47,6 +66,7 @@ class Channel:
             data, descriptors = b"", []
         self.descriptors += descriptors
         self.closed = self.closed or not data
+        self.heard_at = time.monotonic()
         *lines, self._unread = (self._unread + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
@@ -61,6 +81,20 @@ def listen(path: str) -> socket.socket:
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
     server.listen(128)
+    server.setblocking(False)
+    return server
+
+
+def listen_tcp(port: int) -> socket.socket:
+    """A listening TCP socket on every address of this machine; port 0 takes a free one.
+
+    Raises:
+        OSError: the port is taken or may not be used.
+    """
+    try:
+        server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    except OSError:  # no IPv6 on this machine, or the port is taken: which of them, the second attempt tells
+        server = socket.create_server(("", port), backlog=1024)
     server.setblocking(False)
     return server
 
@@ -85,9 +119,22 @@ def connect(path: str, *, seconds: float = 10.0) -> Channel:
             return Channel(connection)
 
 
+def connect_tcp(address: str, port: int, *, seconds: float) -> Channel:
+    """Connects to the head of a launch.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    connection = socket.create_connection((address, port), timeout=seconds)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Channel(connection)
+
+
 def remove_directory_of(path: str) -> None:
-    """Removes the socket and its directory; whoever notices last does it."""
+    """Removes the socket and its directory with what else the launcher put there; whoever notices last does it."""
+    directory = os.path.dirname(path)
     with contextlib.suppress(OSError):
-        os.unlink(path)
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
     with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(path))
+        os.rmdir(directory)

@@ -1,4 +1,4 @@
-"""The command line: `python -m launch [options] -- pretrain CONFIG [key=value ...]`."""
+"""The command line: `python -m launch [options] -- pretrain CONFIG [key=value ...]`, `check` and `logs`."""
 
 import argparse
 import os
@@ -6,22 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.head import ClusterJob, start_cluster
+from launch.hostfile import Host, choose_hosts, read_hostfile
 from launch.job import Job
 from launch.machine import check_port, choose_devices, find_devices, free_port
+from launch.options import check_number, check_options, make_parser, many_nodes
+from launch.order import forwarded_environment
 from launch.outcome import USER_ERROR
+from launch.restarts import run_with_restarts
 from launch.supervisor import Supervisor
+from launch.transport import Remote, choose_transport, slurm_hosts
+from launch.watch import Limits
 
 PROGRAM = ("-m", "simmim_scale")  # what every rank runs: python -u -m simmim_scale COMMAND ...
-
-DESCRIPTION = """Starts a command of simmim on every device of this node, through the DeepSpeed launcher."""
-EPILOG = """\
-SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 reach every rank, which then saves and ends; a second Ctrl-C ends them at once.
-The output of rank 0 is shown; the output of every rank is in RUN_DIR/logs.
-
-exit codes: 0 finished, 2 an error of the user's (nothing was trained), 75 stopped after a complete save, others: a failure
-
-example: python -m launch --ranks 2 -- pretrain configs/debug/demo.yaml run_dir=runs/demo
-"""
 
 
 def main(arguments: Sequence[str] | None = None, *, program: Sequence[str] = PROGRAM) -> int:
@@ -33,51 +30,140 @@ def main(arguments: Sequence[str] | None = None, *, program: Sequence[str] = PRO
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        job = make_job(arguments, program=program)
-        where = "GPU" if job.on_gpu else "CPU"
-        sys.stderr.write(f"launch: {job.ranks} {'rank' if job.ranks == 1 else 'ranks'} on {where}; logs in {job.log_dir}\n")
-        supervisor = Supervisor(job, os.environ)
+        if arguments[:1] == ["logs"]:
+            from launch.logs import main as show_logs
+
+            return show_logs(arguments[1:])
+        if arguments[:1] == ["check"]:
+            from launch.check import main as check
+
+            return check(arguments[1:])
+        return start(arguments, program=program)
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
-        return USER_ERROR
     except OSError as error:
         sys.stderr.write(f"error: {error.filename}: {error.strerror}. Check that it can be written to.\n")
-        return USER_ERROR
-    return supervisor.run()
+    return USER_ERROR
 
 
-def make_job(arguments: Sequence[str], *, program: Sequence[str]) -> Job:
-    """Everything that can be refused before anything is started.
+def start(arguments: Sequence[str], *, program: Sequence[str]) -> int:
+    """Starts the job, on one node or many, and again after failures if asked to.
 
     Raises:
         ValueError: an option, the configuration or this node does not allow the start.
         OSError: the directory of the logs cannot be made.
     """
+    options, command = split(arguments)
+    if many_nodes(options):
+        job, said = make_cluster_job(options, command, program=program)
+        sys.stderr.write(f"launch: {job.ranks} ranks on {len(job.hosts)} nodes, by {said}; logs in {job.log_dir}\n")
+        return run_with_restarts(lambda: start_cluster(job, os.environ), most=options.max_restarts)
+    job = make_job(arguments, program=program)
+    where = "GPU" if job.on_gpu else "CPU"
+    sys.stderr.write(f"launch: {job.ranks} {'rank' if job.ranks == 1 else 'ranks'} on {where}; logs in {job.log_dir}\n")
+
+    def start_here() -> tuple[int, bool]:
+        supervisor = Supervisor(job, os.environ)
+        return supervisor.run(), supervisor.requested
+
+    return run_with_restarts(start_here, most=options.max_restarts)
+
+
+def split(arguments: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
+    """Options of ours, checked, and the command for the ranks.
+
+    Raises:
+        ValueError: no command, or a number out of range.
+    """
     cut = list(arguments).index("--") if "--" in arguments else len(arguments)
-    options = _parser().parse_args(arguments[:cut])
+    options = make_parser().parse_args(arguments[:cut])
     command = tuple(arguments[cut + 1 :])
     if not command:
         raise ValueError("no command, expected one after ` -- `. For example: python -m launch --ranks 2 -- pretrain CONFIG")
-    if not options.grace > 0:  # nan too
-        raise ValueError(f"--grace: got {options.grace:g} seconds, expected more than 0. A save takes seconds to minutes.")
+    check_options(options)
+    return options, command
+
+
+def make_job(arguments: Sequence[str], *, program: Sequence[str]) -> Job:
+    """The job of this node alone: everything that can be refused before anything is started.
+
+    Raises:
+        ValueError: an option, the configuration or this node does not allow the start.
+        OSError: the directory of the logs cannot be made.
+    """
+    options, command = split(arguments)
     found = find_devices(os.environ)
     devices = choose_devices(options.ranks, found)
     if options.master_port is not None:
         check_port(options.master_port)
-    log_dir = Path(options.log_dir) if options.log_dir else _log_dir(command)
-    log_dir.mkdir(parents=True, exist_ok=True)
     return Job(
         program=(*program, *command),
         devices=tuple(devices),
         on_gpu=bool(found),
-        log_dir=log_dir,
+        log_dir=_make_log_dir(options, command),
         master_port=options.master_port or free_port(),
         grace=options.grace,
+        limits=_limits(options),
     )
 
 
-def _log_dir(command: Sequence[str]) -> Path:
-    """RUN_DIR/logs of the configuration that the command names; reading it here shows its errors at once, and only once."""
+def make_cluster_job(options: argparse.Namespace, command: Sequence[str], *, program: Sequence[str]) -> tuple[ClusterJob, str]:
+    """The job of many nodes, and how they are reached, in words.
+
+    Raises:
+        ValueError: the hostfile, an option or the configuration does not allow the start.
+        OSError: the directory of the logs cannot be made.
+    """
+    hosts = find_hosts(options)
+    kind, said = choose_transport(options.launcher)
+    check_number("master_port", options.master_port)
+    job = ClusterJob(
+        hosts=tuple(hosts),
+        remote=Remote(kind=kind, ssh_port=options.ssh_port),
+        launcher="torchrun" if options.launcher == "torchrun" else "deepspeed",
+        program=(*program, *command),
+        log_dir=_make_log_dir(options, command).resolve(),
+        grace=options.grace,
+        master_addr=options.master_addr,
+        master_port=options.master_port,
+        control_address=options.control_address,
+        control_port=options.control_port,
+        connect_seconds=options.connect_seconds,
+        silence=options.node_seconds,
+        limits=_limits(options),
+        environment=forwarded_environment(os.environ, options.export),
+        allow_mismatch=options.allow_mismatch,
+    )
+    return job, said
+
+
+def find_hosts(options: argparse.Namespace) -> list[Host]:
+    """The nodes and slots that the options choose.
+
+    Raises:
+        ValueError: a hostfile or a choice that is wrong.
+    """
+    if options.hostfile:
+        return choose_hosts(read_hostfile(options.hostfile), include=options.include, exclude=options.exclude)
+    slots = os.environ.get("SLURM_GPUS_ON_NODE", "1") if options.ranks == "auto" else options.ranks
+    if not slots.isdecimal() or int(slots) < 1:
+        raise ValueError(f"--ranks: got {slots!r}, expected how many ranks each node runs: --ranks 8")
+    hosts = slurm_hosts(os.environ, slots=int(slots))
+    return choose_hosts(hosts, include=options.include, exclude=options.exclude)
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    return Limits(heartbeat=options.heartbeat_seconds, stall=options.stall_seconds, start=options.start_seconds)
+
+
+def _make_log_dir(options: argparse.Namespace, command: Sequence[str]) -> Path:
+    log_dir = Path(options.log_dir) if options.log_dir else run_directory(command) / "logs"
+    log_dir.mkdir(parents=True, exist_ok=True)
+    return log_dir
+
+
+def run_directory(command: Sequence[str]) -> Path:
+    """RUN_DIR of the configuration that the command names; reading it here shows its errors at once, and only once."""
     # Here, because `--help` and an explicit --log-dir need no configuration.
     from simmim_scale.config.load import load_config
 
@@ -88,21 +174,4 @@ def _log_dir(command: Sequence[str]) -> Path:
             "Give --log-dir DIR, or a CONFIG.yaml after the command."
         )
     overrides = [word for word in command[1:] if "=" in word and not word.startswith("-")]
-    return Path(load_config(configs[0], overrides).run_dir) / "logs"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch",
-        usage="python -m launch [options] -- COMMAND [arguments]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--ranks", default="auto", metavar="N|auto", help="processes; auto: one per GPU, or one on the CPU")
-    parser.add_argument("--master-port", type=int, metavar="PORT", help="where the ranks meet (default: a free port)")
-    parser.add_argument("--log-dir", metavar="DIR", help="directory of the ranks' output (default: RUN_DIR/logs)")
-    parser.add_argument(
-        "--grace", type=float, default=300.0, metavar="SECONDS", help="time to save after a request to stop (default: 300)"
-    )
-    return parser
+    return Path(load_config(configs[0], overrides).run_dir)

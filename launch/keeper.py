@@ -17,6 +17,7 @@ from launch.front import DONE
 from launch.output import RankOutput
 from launch.processes import PASSED_ON, adopt_orphans, die_with_this, read_signals, sweep, watch_signals
 from launch.settings import RankSettings
+from launch.watch import VARIABLE, beat_path
 
 TICK = 0.1  # seconds between two looks at deadlines; everything else wakes the loop
 WELCOME_SECONDS = 60.0
@@ -66,14 +67,15 @@ class Keeper:
 
     def _start(self, output: RankOutput) -> None:
         command = [sys.executable, "-u", *self.settings.program]
-        output.note(f"rank {self.rank} of {os.environ['WORLD_SIZE']}: {' '.join(command)}")
+        where = f" on {self.settings.node}" if self.settings.node else ""
+        output.note(f"rank {self.rank} of {os.environ['WORLD_SIZE']}{where}: {' '.join(command)}")
         # A session of its own, so that a key pressed in a terminal reaches the supervisor alone, which passes it on once.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output.stdout,
             stderr=output.stderr,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", VARIABLE: beat_path(os.path.dirname(self.settings.socket), self.rank)},
             start_new_session=True,
             preexec_fn=die_with_this(signal.SIGKILL),
         )

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.output import log_path
+from launch.output import log_path, without_stamp
 from launch.processes import describe_status, exit_code
 
 FINISHED = 0
 FAILED = 1
 USER_ERROR = 2
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: a complete save was written; the same command goes on from it
+STALLED = 76  # a rank, a node or the network between them hung or was lost; RUN_DIR/logs has a report
 
 MOST_SHOWN = 3  # ranks whose output is shown after a failure
 LINES_SHOWN = 40
@@ -101,4 +102,4 @@ def read_tail(path: Path) -> list[str]:
         return []
     lines = text.splitlines()
     starts = [index for index, line in enumerate(lines) if line.startswith("===== ")]
-    return lines[starts[-1] + 1 :] if starts else lines
+    return [without_stamp(line) for line in (lines[starts[-1] + 1 :] if starts else lines)]

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import termios
 import time
@@ -18,10 +19,22 @@ READ_AT_ONCE = 65536  # bytes
 WRITE_AT_ONCE = 4096  # bytes: PIPE_BUF, which a pipe that reports itself writable takes without blocking
 MOST_WAITING = 1 << 20  # bytes for a terminal that is not read; training goes on, and the log file has everything
 DRAIN_SECONDS = 2.0
+STAMP = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) ?")
 
 
 def log_path(log_dir: str | Path, rank: int) -> Path:
     return Path(log_dir) / f"rank_{rank:05d}.log"
+
+
+def time_stamp() -> str:
+    """Now, as lines in a log file begin: UTC, since nodes may differ in their time zone."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+
+
+def without_stamp(line: str) -> str:
+    """A line of a log file as the rank wrote it."""
+    return STAMP.sub("", line, count=1)
 
 
 class Echo:
@@ -86,6 +99,7 @@ class RankOutput:
         self._stdout = self._open(echoes[0])
         # one stream for both where both end in one place, so that their lines keep their order
         self._stderr = self._stdout if _same_place(echo) else self._open(echoes[1])
+        self._line_open = False  # the last line in the log has no end yet
         self._streams = [self._stdout] if self._stderr is self._stdout else [self._stdout, self._stderr]
         self._resize_at = 0.0
 
@@ -138,7 +152,7 @@ class RankOutput:
             data = b""
         if data and stream.echo:
             stream.echo.write(data)
-        self._append(stream.transcript.feed(data) if stream.transcript else data)
+        self._append(self._stamp(stream.transcript.feed(data) if stream.transcript else data))
         return bool(data)
 
     def tick(self) -> None:
@@ -167,9 +181,18 @@ class RankOutput:
                     open_sources.discard(source)
         for stream in self._streams:
             if stream.transcript:
-                self._append(stream.transcript.finish())
+                self._append(self._stamp(stream.transcript.finish()))
             if stream.echo:
                 stream.echo.flush(seconds=DRAIN_SECONDS)
+
+    def _stamp(self, data: bytes) -> bytes:
+        """The time before every line, which lets the logs of all ranks be merged."""
+        if not data:
+            return data
+        stamp = time_stamp().encode() + b" "
+        stamped = (b"" if self._line_open else stamp) + data[:-1].replace(b"\n", b"\n" + stamp) + data[-1:]
+        self._line_open = not data.endswith(b"\n")
+        return stamped
 
     def _append(self, data: bytes) -> None:
         # A full disk must not end the rank: it has a save to write, and its own error to show.

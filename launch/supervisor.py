@@ -1,7 +1,8 @@
-"""The process a person started: it hears of every rank over a socket, passes signals on to all of them, and ends last.
+"""The process over the ranks of a node: it hears of every rank over a socket, passes signals on to all of them, and ends last.
 
-Its rules: one signal reaches every rank once, at the same moment, and never a data worker; ranks get `grace` seconds to save;
-when a rank fails the others get a moment to fail by themselves, since their messages may name the cause; nothing is left behind.
+Its rules: one signal reaches every rank once, at the same moment, and never a data worker; when to ask and to kill is in
+stopping.py; a rank that hangs ends the job (watch.py); nothing is left behind. On one node it is the process a person started.
+On many, the head decides for all, and this process decides by itself only when the head is lost.
 """
 
 import contextlib
@@ -18,13 +19,17 @@ from dataclasses import dataclass
 
 import psutil
 
+from launch import stall_report
 from launch.channel import Channel, listen, remove_directory_of
-from launch.job import LAUNCHER_LOG, Job
-from launch.outcome import PREEMPTED, Ending, explain, overall_code, read_tail
+from launch.head_link import HeadLink
+from launch.job import Job
+from launch.outcome import PREEMPTED, STALLED, Ending, explain, overall_code, read_tail
 from launch.processes import PASSED_ON, adopt_orphans, describe_status, read_signals, reap, sweep, watch_signals
+from launch.stopping import PEER_SECONDS, Stopping
+from launch.watch import find_hung, report_ranks
 
 TICK = 0.25  # seconds between two looks at deadlines; everything else wakes the loop
-PEER_SECONDS = 15.0  # after a failure: until the other ranks are asked to stop, and again until they are killed
+WATCH_SECONDS = 1.0  # between two looks at the heartbeats
 LAUNCHER_SECONDS = 5.0  # DeepSpeed's launcher looks at its ranks once a second
 
 
@@ -35,6 +40,7 @@ class RankState:
     rank: int
     keeper: int
     channel: Channel
+    pid: int | None = None  # of the rank itself, once it runs
 
 
 class Supervisor:
@@ -43,20 +49,22 @@ class Supervisor:
     Args:
         job: what to start.
         environment: the environment of this process.
+        head: connection to the head of a launch over many nodes; None where this process decides alone.
     """
 
-    def __init__(self, job: Job, environment: Mapping[str, str]):
+    def __init__(self, job: Job, environment: Mapping[str, str], head: HeadLink | None = None):
         self.job = job
         self.environment = environment
         self.socket_path = os.path.join(tempfile.mkdtemp(prefix="simmim-launch-", dir=_short_directory()), "socket")
         self.running: dict[int, RankState] = {}
         self.endings: list[Ending] = []
         self.begun = False  # whether any rank was let go
-        self.asked: list[int] = []  # signals that were passed on, in order
+        self.stopping = Stopping(job.grace)
+        self.requested = False  # somebody outside of the job wanted it to end
+        self.stalled = False
         self.interrupts = 0
-        self.ask_at: float | None = None
-        self.kill_at: float | None = None
-        self.killed = False
+        self.watch_at = 0.0
+        self.head = head
         self.launcher: subprocess.Popen[bytes] | None = None
         self.selector = selectors.DefaultSelector()
 
@@ -74,17 +82,21 @@ class Supervisor:
             with listen(self.socket_path) as server:
                 self.selector.register(signals, selectors.EVENT_READ)
                 self.selector.register(server, selectors.EVENT_READ)
+                if self.head is not None:
+                    self.selector.register(self.head.channel, selectors.EVENT_READ)
                 self._start()
                 while not self._ended():
                     self._round(server, signals)
         finally:
             sweep()
+            if self.head is not None:
+                self.head.drain(self.selector)
             remove_directory_of(self.socket_path)
         return self._conclude()
 
     def _start(self) -> None:
         self.job.log_dir.mkdir(parents=True, exist_ok=True)
-        with (self.job.log_dir / LAUNCHER_LOG).open("ab") as log:
+        with self.job.launcher_log.open("ab") as log:
             log.write(f"===== {time.strftime('%Y-%m-%d %H:%M:%S')} {self.job.ranks} ranks\n".encode())
             log.flush()
             # A session of its own: what a terminal sends to its foreground group comes here only, and is passed on once.
@@ -122,12 +134,20 @@ class Supervisor:
                 self._accept(server)
             elif key.fileobj == signals:
                 self._hear_signals(read_signals(signals))
+            elif self.head is not None and key.fileobj is self.head.channel:
+                self._obey_head()
+            elif self.head is not None and self.head.is_output(key.fileobj):
+                self.head.pass_output(key.fileobj, self.selector)
             else:
                 self._hear(key.fileobj)
         if self.launcher.poll() is not None and self.running:
             # DeepSpeed's launcher was killed: the ranks could go on without it, but whoever killed it wants the run to end.
-            self._ask(signal.SIGTERM)
+            self._request(signal.SIGTERM)
+        if self.head is not None:
+            self.head.tick()
+            self._look_for_head()
         self._keep_deadlines()
+        self._watch()
 
     # ------------------------------------------------------------------------------------------------------- keepers
 
@@ -141,8 +161,10 @@ class Supervisor:
             match message["event"]:
                 case "hello":
                     self._welcome(channel, message)
+                case "started":
+                    self._note_start(channel, int(message["pid"]))
                 case "signal":
-                    self._ask(int(message["number"]))
+                    self._request(int(message["number"]))
                 case "exit":
                     self._note_ending(channel, int(message["status"]))
         if channel.closed:
@@ -154,28 +176,34 @@ class Supervisor:
     def _welcome(self, channel: Channel, message: Mapping[str, object]) -> None:
         rank = int(message["rank"])
         self.running[rank] = RankState(rank=rank, keeper=int(message["keeper"]), channel=channel)
-        reason = self.asked[0] if self.asked else signal.SIGKILL
+        asked = self.stopping.asked
+        reason = asked[0] if asked else signal.SIGKILL
         # Rank 0 is shown in full as it runs. Its keeper writes to these descriptors: what nobody reads holds up nobody here.
-        start = not self.asked and not self.killed
+        start = not asked and not self.stopping.killed
         self.begun = self.begun or start
-        with _outputs() as outputs:
-            shown = outputs if rank == 0 else []
-            channel.send({"start": start, "signal": reason}, descriptors=shown)
+        if rank != 0:
+            channel.send({"start": start, "signal": reason})
+            return
+        with self.head.outputs(self.selector) if self.head else _outputs() as outputs:
+            channel.send({"start": start, "signal": reason}, descriptors=outputs)
+
+    def _note_start(self, channel: Channel, pid: int) -> None:
+        for state in self.running.values():
+            if state.channel is channel:
+                state.pid = pid
+                if self.head is not None:
+                    self.head.send("started", rank=state.rank)
 
     def _note_ending(self, channel: Channel, status: int) -> None:
         state = next((state for state in self.running.values() if state.channel is channel), None)
         if state is None:
             return
         del self.running[state.rank]
-        by_us = -status in self.asked or (self.killed and status == -signal.SIGKILL)
-        ending = Ending(rank=state.rank, status=status, by_us=by_us)
+        ending = Ending(rank=state.rank, status=status, by_us=self.stopping.sent_by_us(status))
         self.endings.append(ending)
-        now = time.monotonic()
-        if ending.failed and self.running:
-            self.ask_at = min(self.ask_at or now + PEER_SECONDS, now + PEER_SECONDS)
-            self.kill_at = min(self.kill_at or now + 2 * PEER_SECONDS, now + 2 * PEER_SECONDS)
-        elif status == PREEMPTED:
-            self.kill_at = self.kill_at or now + self.job.grace
+        self.stopping.note(ending, others=bool(self.running))
+        if self.head is not None:
+            self.head.send("exit", rank=ending.rank, status=status, by_us=ending.by_us)
         reap([state.keeper])
 
     # ------------------------------------------------------------------------------------------------------- stopping
@@ -184,54 +212,116 @@ class Supervisor:
         for number in numbers:
             self.interrupts += number == signal.SIGINT
             if number == signal.SIGINT and self.interrupts > 1:
-                _say("launch: interrupted a second time: ending the ranks without waiting for a save.\n")
-                self.kill_at = time.monotonic()
+                self._say("launch: interrupted a second time: ending the ranks without waiting for a save.\n")
+                self.stopping.kill_within(0.0)
             elif number in PASSED_ON:
-                self._ask(number)
+                self._request(number)
+
+    def _request(self, number: int) -> None:
+        """Somebody wants the job to end: every rank of every node is asked."""
+        self.requested = True
+        if self.head is not None and self.head.alive:
+            self.head.send("signal", number=number)
+        else:
+            self._ask(number)
 
     def _ask(self, number: int) -> None:
-        """Passes a request to stop on to every rank, each kind of signal once."""
-        if number in self.asked:
+        """Passes a request to stop on to every rank of this node, each kind of signal once."""
+        first = not self.stopping.asked
+        if not self.stopping.ask(number):
             return
-        if not self.asked and not any(ending.failed for ending in self.endings):
+        if first and not any(ending.failed for ending in self.endings):
             name = signal.Signals(number).name
-            _say(f"launch: {name} passed on to {len(self.running)} ranks; they have {self.job.grace:g} seconds to save.\n")
-        self.asked.append(number)
-        deadline = time.monotonic() + self.job.grace
-        self.kill_at = min(self.kill_at or deadline, deadline)
+            self._say(f"launch: {name} passed on to {len(self.running)} ranks; they have {self.job.grace:g} seconds to save.\n")
         for state in self.running.values():
             state.channel.send({"signal": number})
 
     def _keep_deadlines(self) -> None:
-        now = time.monotonic()
-        if self.ask_at is not None and now > self.ask_at:
-            self.ask_at = None
+        if self.stopping.time_to_ask():
             self._ask(signal.SIGTERM)
-        if self.kill_at is not None and now > self.kill_at and not self.killed:
-            self.killed = True
+        if self.stopping.time_to_kill():
             for state in self.running.values():
                 state.channel.send({"kill": True})
             if not self.running:
                 self.launcher.kill()
 
+    # ----------------------------------------------------------------------------------------------------- head, watchdog
+
+    def _obey_head(self) -> None:
+        for message in self.head.hear():
+            match message.get("do"):
+                case "signal":
+                    self._ask(int(message["number"]))
+                case "kill":
+                    self.stopping.kill_within(0.0)
+                case "report":
+                    self.head.send("report", ranks=[report.message() for report in self._reports()])
+        if not self.head.alive:
+            self.selector.unregister(self.head.channel)
+
+    def _look_for_head(self) -> None:
+        """Without a head the node saves what can be saved. If its network is dead, no save can be complete: then it hurries."""
+        if self.head.alive or self.stopping.asked:
+            return
+        self._say(f"launch: the head is lost ({self.head.lost}); the ranks of {self.job.name} are stopped.\n")
+        self._ask(signal.SIGTERM)
+        if not self.head.channel.closed:
+            self.stopping.kill_within(2 * PEER_SECONDS)
+
+    def _reports(self) -> list:
+        pids = {state.rank: state.pid for state in self.running.values() if state.pid is not None}
+        return report_ranks(os.path.dirname(self.socket_path), pids, node=self.job.name)
+
+    def _watch(self) -> None:
+        """Ends the job when a rank hangs, after noting where every rank was."""
+        now = time.monotonic()
+        if now < self.watch_at or self.stalled or self.stopping.killed:
+            return
+        self.watch_at = now + WATCH_SECONDS
+        running = [state.rank for state in self.running.values() if state.pid is not None]
+        reason = find_hung(os.path.dirname(self.socket_path), running, self.job.limits)
+        if reason is None:
+            return
+        self.stalled = True
+        if self.head is not None and self.head.alive:
+            self.head.send("stall", reason=reason)  # it asks every node for a report, and then ends them all
+            return
+        text = stall_report.render(reason, self._reports(), heartbeat=self.job.limits.heartbeat)
+        path = stall_report.write(self.job.log_dir, text)
+        self._say(f"launch: {reason}.\n{stall_report.headline(text)}\nlaunch: the whole report: {path or text}\n")
+        self.stopping.kill_within(0.0)
+
     # ------------------------------------------------------------------------------------------------------- the end
 
     def _conclude(self) -> int:
-        if len(self.endings) < self.job.ranks and not self.asked:
-            _say(self._launcher_failure())
+        if self.stalled:
+            return STALLED
+        if self.head is not None and self.head.alive and (self.begun or self.stopping.asked):
+            return overall_code(self.endings)  # the head explains
+        if len(self.endings) < self.job.ranks and not self.stopping.asked:
+            self._say(self._launcher_failure())
             return overall_code(self.endings) or 1
         if not self.begun:
-            _say(f"launch: stopped before any rank began, so nothing is lost (exit code {PREEMPTED}). Run it again.\n")
+            self._say(f"launch: stopped before any rank began, so nothing is lost (exit code {PREEMPTED}). Run it again.\n")
             return PREEMPTED
-        _say(explain(self.endings, log_dir=self.job.log_dir, asked=self.asked))
+        self._say(explain(self.endings, log_dir=self.job.log_dir, asked=self.stopping.asked))
         return overall_code(self.endings)
 
     def _launcher_failure(self) -> str:
         status = self.launcher.poll()
         ended = "was still running" if status is None else f"ended with {describe_status(status)}"
-        lines = read_tail(self.job.log_dir / LAUNCHER_LOG)[-40:]
+        lines = read_tail(self.job.launcher_log)[-40:]
         began = f"launch: only {len(self.endings)} of {self.job.ranks} ranks began; DeepSpeed's launcher {ended}."
         return "\n".join([began + " It said:", *(f"  | {line}" for line in lines)]) + "\n"
+
+    def _say(self, text: str) -> None:
+        """To the person who started this; on a node of many, to its log, and what is wrong to the head."""
+        if self.head is None:
+            _say(text)
+            return
+        with contextlib.suppress(OSError), self.job.launcher_log.open("a") as log:
+            log.write(text)
+        self.head.send("said", text=text)
 
 
 @contextlib.contextmanager

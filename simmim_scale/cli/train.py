@@ -111,6 +111,7 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
 
 def _finish(run: Prepared, engine: Engine) -> None:
     """Portable weights, the last pictures and the report page; says where they are."""
+    run.runtime.heartbeat.mark("finish", engine.step)
     state = engine.full_state_dict()
     if not run.runtime.is_main:
         return

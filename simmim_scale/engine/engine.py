@@ -134,6 +134,7 @@ class Engine:
             NonFiniteError: too many skipped steps in a row.
             LossScaleError: fp16 overflowed at the smallest loss scale.
         """
+        self.runtime.heartbeat.mark("train", self.step)
         lr = self._lr(self.step)
         scale = self._scaler.value if self._scaler else None
         set_learning_rate(self._wrapped.optimizer, lr)
@@ -142,10 +143,12 @@ class Engine:
         skipped = bool(getattr(self._wrapped.optimizer, "overflow", False))
         self.step += 1
         source = self._account(skipped, loss, batches, losses, scale)
+        self.runtime.heartbeat.mark("between", self.step)  # records, waiting for data
         return StepResult(self.step, loss, lr, self._grad_norm(skipped, scale), skipped, source, scale, self._guard.total)
 
     def evaluate_step(self, batch: Batch) -> dict[str, Tensor]:
         """The module's outputs for a batch, in eval mode and without gradients. Every rank calls it equally often."""
+        self.runtime.heartbeat.mark("validate")
         self._wrapped.eval()
         try:
             with torch.no_grad():
@@ -159,6 +162,7 @@ class Engine:
         Raises:
             OSError: a file could not be written on some rank; raised on all of them.
         """
+        self.runtime.heartbeat.mark("save")
         state = {"step": self.step, "guard": self._guard.state_dict()}
         return save_state(self._wrapped, self.config, self.runtime, path, state)
 
@@ -170,6 +174,7 @@ class Engine:
         Raises:
             ValueError: saved by another world size, ZeRO stage, precision or model; the message names the differences.
         """
+        self.runtime.heartbeat.mark("load")
         state = load_state(self._wrapped, self.config, self.runtime, path)
         self.step = state["step"]
         self._guard.load_state_dict(state["guard"])

@@ -10,12 +10,14 @@ import resource
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+
+from simmim_scale.engine.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +27,16 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process of the job. Every method but `memory_bytes` is collective: all ranks call it, in the same order."""
+    """One process of the job. Every method but `memory_bytes` is collective: all ranks call it, in the same order.
+
+    `heartbeat` tells the launcher's watchdog where this rank is; a collective that hangs is found by it.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
+    heartbeat: Heartbeat = field(default_factory=Heartbeat, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -110,6 +116,7 @@ def start_runtime(timeout_minutes: float = 30.0, device: str = "auto") -> Runtim
     Raises:
         ValueError: no such device, half a launcher's environment, or more ranks on this node than GPUs.
     """
+    heartbeat = Heartbeat.from_environment(os.environ)  # first: waiting for ranks that do not come can hang too
     place = launcher_place(os.environ)
     kind = choose_device(device)
     local_rank = place["local_rank"]
@@ -121,8 +128,10 @@ def start_runtime(timeout_minutes: float = 30.0, device: str = "auto") -> Runtim
     chosen = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(chosen)
+    heartbeat.mark("meet")
     _join(kind, place["world_size"], timedelta(minutes=timeout_minutes))
-    return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+    heartbeat.mark("build")
+    return Runtime(dist.get_rank(), dist.get_world_size(), local_rank, chosen, heartbeat)
 
 
 def launcher_place(environment: Mapping[str, str]) -> dict[str, int]:

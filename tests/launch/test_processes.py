@@ -253,7 +253,8 @@ def test_on_a_terminal_rank_0_has_one_and_the_log_has_none_of_its_codes(start):
     assert one.read("seen", 1)["terminals"] == [False, False]
     assert b"\x1b[32mstep 40 %" in shown
     log = (one.logs / "rank_00000.log").read_text()
-    assert re.fullmatch(r"===== .*\nrank 0 began\nstep 100 %\ndone\n", log), log
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
+    assert re.fullmatch(rf"===== .*\n{stamp}rank 0 began\n{stamp}step 100 %\n{stamp}done\n", log), log
 
 
 def collect(descriptor: int, into: bytearray) -> None:
