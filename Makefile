@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help setup demo test test-system-packages test-faults lint format clean distclean
 
 help:  ## Show this list.
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 28
 
 setup: $(STAMP)  ## Build .venv (done by the other targets when needed).
 

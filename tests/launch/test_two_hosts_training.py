@@ -44,8 +44,10 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def rank_on(rig: Rig, host: str, mark: str) -> psutil.Process:
-    """The process that trains on a host: the newest `simmim_scale` that is nobody's data worker."""
-    found = [one for one in rig.on(host, rig.family(mark)) if "simmim_scale" in one.cmdline() and "launch.rank" not in one.cmdline()]
+    """The process that trains on a host: the one of `simmim_scale` that is nobody's data worker."""
+    found = [
+        one for one in rig.on(host, rig.family(mark)) if "simmim_scale" in (line := one.cmdline()) and "launch.rank" not in line
+    ]
     return next(one for one in found if one.ppid() not in {other.pid for other in found})
 
 
