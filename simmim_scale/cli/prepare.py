@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from simmim_scale.cli.describe import plan_rows
+from simmim_scale.cli.initial import load_initial_weights, with_pretrained_windows
 from simmim_scale.cli.together import on_every_rank, on_main
 from simmim_scale.config.plan import Plan, make_plan
 from simmim_scale.config.schema import Config
@@ -21,7 +22,7 @@ from simmim_scale.engine.engine import Engine, build_engine
 from simmim_scale.engine.precision import require_precision
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.kernels import dispatch
-from simmim_scale.models.weights import Weights, load_into, load_weights
+from simmim_scale.models.weights import Weights, load_into
 from simmim_scale.reports.environment import describe_device, describe_machine, git_version, package_versions
 from simmim_scale.reports.records import OpRow, RunHeader
 from simmim_scale.reports.sinks import Sinks, make_sinks
@@ -30,7 +31,6 @@ from simmim_scale.reports.throughput import Throughput, device_peak_flops, train
 from simmim_scale.tasks import build_task
 from simmim_scale.tasks.model_facts import describe_model
 from simmim_scale.tasks.pretrain import PretrainTask
-from simmim_scale.tasks.pretrained import find_weights
 from simmim_scale.train.run_directory import RunDirectory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +42,8 @@ class Prepared:
 
     Attributes:
         saved: the run state to resume from, or None for a new run.
-        initial: weights to start from, or None.
+        initial: weights to start from, fitted to the model's window and image size, or None.
+        resized: what was changed for that, one line each.
         lock: keeps other processes out of the run directory; None on all ranks but the main one.
     """
 
@@ -54,6 +55,7 @@ class Prepared:
     store: RunStateStore
     saved: SavedState | None
     initial: Weights | None
+    resized: list[str]
     lock: IO[str] | None
 
     @property
@@ -73,17 +75,18 @@ def prepare(config: Config, runtime: Runtime) -> Prepared:
         ValueError: on all ranks alike, saying what is wrong.
     """
     directory = RunDirectory(Path(config.run_dir))
+    config = on_every_rank(runtime, lambda: with_pretrained_windows(config, directory))
     task, plan = on_every_rank(runtime, lambda: _open(config, runtime))
     lock = on_main(runtime, lambda: _claim(directory, config))
     store = RunStateStore(directory.checkpoints, runtime, config.checkpoint)
     try:
         saved = store.newest()
-        initial = on_every_rank(runtime, lambda: _check_state(config, task, saved))
+        initial, resized = on_every_rank(runtime, lambda: _check_state(config, task, saved))
     except ValueError:
         if lock is not None:
             lock.close()
         raise
-    return Prepared(config, runtime, directory, task, plan, store, saved, initial, lock)
+    return Prepared(config, runtime, directory, task, plan, store, saved, initial, resized, lock)
 
 
 def _open(config: Config, runtime: Runtime) -> tuple[PretrainTask, Plan]:
@@ -98,16 +101,16 @@ def _claim(directory: RunDirectory, config: Config) -> IO[str]:
     return directory.claim(config)
 
 
-def _check_state(config: Config, task: PretrainTask, saved: SavedState | None) -> Weights | None:
+def _check_state(config: Config, task: PretrainTask, saved: SavedState | None) -> tuple[Weights | None, list[str]]:
     """Makes sure that a save fits the data; reads the weights to start from, where there is no save."""
     if saved is None:
-        return load_weights(find_weights(config.init_from)) if config.init_from else None
+        return load_initial_weights(config)
     if saved.client_state.get("num_samples") != task.num_samples:
         raise ValueError(
             f"data.train: the run began with {saved.client_state.get('num_samples')} samples, the shards hold {task.num_samples}."
             " Positions would no longer mean the same samples. Restore the shards, or start another run_dir with init_from."
         )
-    return None
+    return None, []
 
 
 def build(run: Prepared) -> Engine:
@@ -184,10 +187,17 @@ def make_header(run: Prepared) -> RunHeader:
         plan={
             "model": f"{model['backbone']}, {sizes}",
             "engine": f"ZeRO-{engine.zero_stage}, {engine.precision}, activation checkpointing {engine.activation_checkpointing}",
+            **_initial_rows(run),
             **plan_rows(run.plan),
         },
         start_step=run.start_step,
     )
+
+
+def _initial_rows(run: Prepared) -> dict[str, str]:
+    if run.initial is None:
+        return {}
+    return {"init_from": f"{run.config.init_from}: {'; '.join(run.resized) or 'unchanged'}"}
 
 
 def make_meter(run: Prepared) -> Throughput:

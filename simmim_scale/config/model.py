@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, PositiveInt, Tag, field_validator, model_validator
+from pydantic import Discriminator, NonNegativeInt, PositiveInt, Tag, field_validator, model_validator
 
 from simmim_scale.config.section import Section, setting
 
@@ -68,9 +68,10 @@ class SwinV2Config(SwinBaseConfig):
 
     name: Literal["swin_v2"] = setting("swin_v2", "Backbone.")
     window_size: PositiveInt = setting(12, "Side of an attention window.", unit="tokens", source="S table 1")
-    pretrained_window_sizes: tuple[int, ...] = setting(
+    pretrained_window_sizes: tuple[NonNegativeInt | tuple[PositiveInt, PositiveInt], ...] = setting(
         (),
-        "Window of each stage in pre-training, for fine-tuning at another window; empty or 0: the window itself.",
+        "Window of each stage in pre-training (a number, or height and width), for fine-tuning at another; 0: the window itself."
+        " Empty: those of init_from where it has others, else the window itself.",
         unit="tokens",
         source="R",
     )
@@ -91,6 +92,13 @@ class SwinV2Config(SwinBaseConfig):
                 " Give one window per stage, or leave it out."
             )
         return self
+
+    @property
+    def pretrained_windows(self) -> tuple[tuple[int, int] | None, ...]:
+        """Window of each stage in pre-training, (height, width) in tokens; None: the window itself."""
+        told = self.pretrained_window_sizes or (0,) * len(self.depths)
+        pairs = ((window, window) if isinstance(window, int) else window for window in told)
+        return tuple(pair if any(pair) else None for pair in pairs)
 
 
 class CustomModelConfig(Section):

@@ -4,7 +4,7 @@
 numbers from it.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -59,6 +59,11 @@ class Config(Section):
     )
     run_dir: str = setting("runs/run", "Directory of everything the run writes; the same directory resumes it.")
     init_from: str | None = setting(None, "Portable weights, or a finished run, to start from (not a resume); null: random.")
+    init_resize: Literal["geometric", "bicubic"] = setting(
+        "geometric",
+        "How bias tables of Swin V1 from init_from are interpolated to another window. SwinV2 needs no interpolation.",
+        source="R",
+    )
     model: ModelConfig = setting(SwinV2Config(), "The backbone.")
     objective: ObjectiveConfig = setting(ObjectiveConfig(), "What is predicted.")
     mask: MaskConfig = setting(MaskConfig(), "What is hidden.")

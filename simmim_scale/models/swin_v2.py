@@ -47,7 +47,7 @@ class AttentionV2(nn.Module):
 
     Args:
         window: tokens per axis of a full window.
-        pretrained_window: window of pre-training; 0: the window itself.
+        pretrained_window: (height, width) of the window of pre-training; None: the window itself.
         shifted: whether windows are shifted by half a window.
         tables: shared by the blocks of a backbone.
         attention: implementation of window attention, or "auto".
@@ -59,7 +59,7 @@ class AttentionV2(nn.Module):
         num_heads: int,
         *,
         window: int,
-        pretrained_window: int,
+        pretrained_window: tuple[int, int] | None,
         shifted: bool,
         qkv_bias: bool,
         tables: WindowTables,
@@ -92,8 +92,7 @@ class AttentionV2(nn.Module):
 
     def position_bias(self, window: tuple[int, int], device: torch.device) -> Float[Tensor, "heads n n"]:
         """16 * sigmoid(MLP(log-spaced offset)) of each pair of tokens, fp32 (fp64 in an fp64 model)."""
-        reference = (self.pretrained_window,) * 2 if self.pretrained_window else window
-        coordinates = self._tables.coordinates(window, reference, device)
+        coordinates = self._tables.coordinates(window, self.pretrained_window or window, device)
         table = self.cpb_mlp(coordinates.to(self.cpb_mlp[0].weight.dtype))
         table = CPB_RANGE * torch.sigmoid(table.to(torch.promote_types(table.dtype, torch.float32)))
         pairs = table.index_select(0, self._tables.index(window, window, device))
@@ -134,7 +133,7 @@ class SwinV2(HierarchicalBackbone):
 
     def __init__(self, config: SwinV2Config, *, attention: str = "auto") -> None:
         tables = WindowTables()
-        pretrained = config.pretrained_window_sizes or (0,) * len(config.depths)
+        pretrained = config.pretrained_windows
 
         def build_block(stage: int, number: int) -> BlockV2:
             dim = config.embed_dim * 2**stage

@@ -22,6 +22,7 @@ BEFORE_A_RUN = {"logs", LOCK}  # what may lie in a directory before its first st
 CHANGEABLE = (
     "run_dir",
     "init_from",
+    "init_resize",
     "data.train",
     "data.validation",
     "data.train_samples",
@@ -90,7 +91,7 @@ class RunDirectory:
                     " Choose a new or empty directory."
                 )
             return
-        if not self._has_trained():
+        if not self.has_trained():
             return  # an earlier start failed before its first step, for instance over its settings
         differences = changed_settings(load_config(self.config), config)
         if differences:
@@ -126,7 +127,8 @@ class RunDirectory:
         replace_file(self.config, resolved_yaml(config).encode())
         return lock
 
-    def _has_trained(self) -> bool:
+    def has_trained(self) -> bool:
+        """Whether a step was taken here, so that another start is a resume."""
         return self.checkpoints.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0)
 
 

@@ -28,7 +28,10 @@ CASES = {
     "unknown head": (["objective.head=linaer"], ["objective.head", "linear"]),
     "unknown implementation": (["kernels.window_attention=warp"], ["window_attention", "warp", "reference"]),
     "unknown precision": (["engine.precision=fp8"], ["engine.precision", "bf16"]),
-    "weights of another architecture": (["init_from={weights}", "model.embed_dim=32"], ["embed", "file (16", "model (32"]),
+    "weights of another architecture": (
+        ["init_from={weights}", "model.embed_dim=32"],
+        ["embed_dim is 16 in the weights", "32 in model"],
+    ),
     "weights that are none": (["init_from={empty}"], ["weights", "{empty}"]),
     "deepspeed key that the plan owns": (["deepspeed.train_batch_size=7"], ["train_batch_size"]),
     "warm-up longer than the run": (["schedule.warmup_epochs=50"], ["warmup_epochs"]),
