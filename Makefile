@@ -17,10 +17,17 @@ DEMO_RANKS ?= $(shell test -e /dev/nvidia0 && echo auto || echo 2)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup demo test test-system-packages test-faults lint format clean distclean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 28
+=======
+.PHONY: help setup demo test test-image lint format clean distclean
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*  ## /  make \1\t/' | expand -t 18
+>>>>>>> 9f0e0a4 (Image for GPU clusters whose install steps are scripts, tested in a Debian root; simmim doctor, its self-check and the users')
 
 setup: $(STAMP)  ## Build .venv (done by the other targets when needed).
 
@@ -49,8 +56,13 @@ test-system-packages:
 test: $(STAMP) test-system-packages  ## Run all tests (those marked gpu are skipped without one).
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadgroup tests $(TEST_ARGS)
 
+<<<<<<< HEAD
 test-faults: $(STAMP) test-system-packages  ## Break real runs over two hosts in every way we know, for some minutes; not part of test.
 	$(BIN)/python -m pytest -q -m faults tests/launch $(TEST_ARGS)
+=======
+test-image: $(STAMP)  ## Run the image's install steps in a Debian root, the gigabytes of Python packages too (root, debootstrap).
+	SIMMIM_TEST_IMAGE=1 $(BIN)/python -m pytest -q tests/docker $(TEST_ARGS)
+>>>>>>> 9f0e0a4 (Image for GPU clusters whose install steps are scripts, tested in a Debian root; simmim doctor, its self-check and the users')
 
 lint: $(STAMP)  ## Check style and formatting; changes nothing.
 	$(BIN)/ruff check .

@@ -159,3 +159,22 @@ def masks(
             console=_out(),
             as_json=as_json,
         )
+
+
+@app.command()
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Look only: run no kernel and train nothing. A few seconds.")] = False,
+    gpus: Annotated[int, typer.Option(min=0, help="Fail when fewer GPUs are visible.")] = 0,
+    apex: Annotated[bool, typer.Option("--apex", help="Fail when NVIDIA Apex cannot be used.")] = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Fail without ssh or its server, which a hostfile needs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Check this machine or container: packages, devices, compilers, limits; try kernels and ten steps of training."""
+    from simmim_scale.cli.doctor import Wanted, as_json_object, doctor_table, examine, exit_code
+
+    rows = examine(Wanted(gpus=gpus, apex=apex, nodes=nodes), quick=quick)
+    if as_json:
+        _out().print(json.dumps(as_json_object(rows), indent=2), markup=False)
+    else:
+        _out().print(doctor_table(rows))
+    raise typer.Exit(exit_code(rows))

@@ -26,7 +26,12 @@ def package_versions(names: tuple[str, ...] = SHOWN_PACKAGES) -> dict[str, str]:
 
 
 def git_version(directory: Path | None = None) -> str | None:
-    """Commit of the checkout around `directory` (None: this package), "-dirty" with changes; None without a checkout or git."""
+    """Commit of the checkout around `directory` (None: this package), "-dirty" with changes; None without a checkout or git.
+
+    A container image has no checkout: it says which commit it was built from in SIMMIM_REVISION.
+    """
+    if directory is None and os.environ.get("SIMMIM_REVISION"):
+        return os.environ["SIMMIM_REVISION"]
     where = directory or Path(__file__).parent
     try:
         answer = subprocess.run(
