@@ -17,17 +17,10 @@ DEMO_RANKS ?= $(shell test -e /dev/nvidia0 && echo auto || echo 2)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test test-system-packages test-faults lint format clean distclean
+.PHONY: help setup demo test test-system-packages test-faults test-image lint format clean distclean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*  ## /  make \1\t/' | expand -t 28
-=======
-.PHONY: help setup demo test test-image lint format clean distclean
-
-help:  ## Show this list.
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*  ## /  make \1\t/' | expand -t 18
->>>>>>> 9f0e0a4 (Image for GPU clusters whose install steps are scripts, tested in a Debian root; simmim doctor, its self-check and the users')
 
 setup: $(STAMP)  ## Build .venv (done by the other targets when needed).
 
@@ -44,25 +37,24 @@ $(DEMO_DATA)/shards/val/index.json: | $(STAMP)
 	$(BIN)/python -m data_tools synth $(DEMO_DATA)/val --images $(DEMO_HELD_OUT) --seed 1 --overwrite
 	$(BIN)/python -m data_tools shard folder $(DEMO_DATA)/val/images $(@D) --overwrite
 
-# Two hosts on one machine (tests/launch/rig.py) need these; without them, or without root, the tests that use it are skipped and say so.
+# Two hosts on one machine (tests/launch/rig.py) and the image's Debian root (tests/docker) need these; without them, or without root, the
+# tests that use them are skipped and say so.
 test-system-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	    ! { command -v ip && command -v pdsh && test -x /usr/sbin/sshd; } >/dev/null 2>&1; then \
+	    ! { command -v ip && command -v pdsh && test -x /usr/sbin/sshd && test -x /usr/sbin/debootstrap; } >/dev/null 2>&1; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	        iproute2 openssh-client openssh-server pdsh \
-	    || echo "The tests over two hosts will be skipped: their Debian packages could not be installed." >&2; \
+	        debootstrap iproute2 openssh-client openssh-server pdsh \
+	    || echo "The tests over two hosts and of the image will be skipped: their Debian packages could not be installed." >&2; \
 	fi
 
 test: $(STAMP) test-system-packages  ## Run all tests (those marked gpu are skipped without one).
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadgroup tests $(TEST_ARGS)
 
-<<<<<<< HEAD
 test-faults: $(STAMP) test-system-packages  ## Break real runs over two hosts in every way we know, for some minutes; not part of test.
 	$(BIN)/python -m pytest -q -m faults tests/launch $(TEST_ARGS)
-=======
-test-image: $(STAMP)  ## Run the image's install steps in a Debian root, the gigabytes of Python packages too (root, debootstrap).
+
+test-image: $(STAMP) test-system-packages  ## Run the image's install steps in a Debian root, the gigabytes of Python packages too (root, debootstrap).
 	SIMMIM_TEST_IMAGE=1 $(BIN)/python -m pytest -q tests/docker $(TEST_ARGS)
->>>>>>> 9f0e0a4 (Image for GPU clusters whose install steps are scripts, tested in a Debian root; simmim doctor, its self-check and the users')
 
 lint: $(STAMP)  ## Check style and formatting; changes nothing.
 	$(BIN)/ruff check .

@@ -1,6 +1,5 @@
 """What `simmim doctor` looks at without computing: packages, devices, compilers, limits, disks, tools for several nodes."""
 
-import importlib
 import os
 import platform
 import re
@@ -21,6 +20,8 @@ DISTRIBUTION = "simmim-scale"
 PYTHONS = ((3, 11), (3, 14))  # first supported, first not supported
 OPEN_FILES = 4096  # descriptors: a rank keeps its shards mapped, its workers' pipes and NCCL's sockets open
 SHARED_MEMORY_GIB = 1.0  # batches travel from the workers to the rank through it; a container has 64 MB unless told otherwise
+# Parts of Apex that an op uses, and the compiled modules that they load.
+APEX_PARTS = {"normalization": "fused_layer_norm_cuda", "optimizers": "amp_C"}
 FREE_DISK_GIB = 20.0  # one save of SwinV2-H is about 8 GB, and the new one is complete before the old one goes
 
 
@@ -73,9 +74,10 @@ def check_devices(wanted: Wanted) -> Iterator[Row]:
 
 def check_compiled_parts(wanted: Wanted) -> Iterator[Row]:
     """NVIDIA Apex, and the engine's extensions: built already, or compiled at the first use."""
-    from simmim_scale.kernels.apex import apex_unavailable
+    from simmim_scale.kernels import apex
 
-    reason = apex_unavailable()
+    reasons = [apex.unavailable(part, extension) for part, extension in APEX_PARTS.items()]
+    reason = next((text for text in reasons if text is not None), None)
     advice = "" if reason is None else "Optional: the same ops run on Triton or PyTorch. docker/install/apex.sh builds it."
     yield Row("apex", "ok" if reason is None else "fail" if wanted.apex else "note", reason or "NVIDIA Apex", advice)
     from deepspeed.git_version_info import installed_ops
@@ -135,16 +137,14 @@ def _fault(requirement: Requirement) -> str | None:
         return f"{requirement.name} is not installed"
     # Local labels such as +cu130 are no part of the comparison.
     plain = re.sub(r"\+.*", "", version)
-    return (
-        None if requirement.specifier.contains(plain, prereleases=True) else f"{requirement.name} {version} is not {requirement}"
-    )
+    fits = requirement.specifier.contains(plain, prereleases=True)
+    return None if fits else f"{requirement.name} {version} is not {requirement}"
 
 
 def _device_row(index: int) -> Row:
     import torch
 
-    torch_module = importlib.import_module("torch.cuda")
-    properties = torch_module.get_device_properties(index)
+    properties = torch.cuda.get_device_properties(index)
     major, minor = properties.major, properties.minor
     text = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, compute capability {major}.{minor}"
     built = torch.cuda.get_arch_list()
