@@ -35,3 +35,4 @@ class KernelsConfig(Section):
     """Implementation of each op: auto takes the first that can run here; a name never falls back."""
 
     window_attention: str = setting("auto", "Shifted-window attention.", source="choice")
+    masked_loss: str = setting("auto", "Error between prediction and picture over hidden pixels.", source="choice")

@@ -21,6 +21,17 @@ class ObjectiveConfig(Section):
         source="R",
     )
 
+    loss: Literal["l1", "smooth_l1", "l2"] = setting("l1", "Error of a predicted pixel.", source="R")
+    smooth_l1_beta: float = setting(
+        1.0, "smooth_l1: where the error turns from a parabola into a line.", unit="of the target", source="choice", gt=0
+    )
+    downsample: PositiveInt = setting(
+        1,
+        "Pixels of the image per predicted pixel and side: at 192 px, 1 predicts 192^2, 4 48^2 and 32 6^2.",
+        unit="pixels",
+        source="S table 6",
+    )
+
     @field_validator("norm_target_window")
     @classmethod
     def _odd(cls, value: int | None) -> int | None:

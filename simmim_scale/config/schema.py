@@ -93,6 +93,12 @@ class Config(Section):
             raise ValueError(
                 f"mask.cell: a multiple of the patch size {patch}, got {cell}. Choose {max(patch, cell // patch * patch)}."
             )
+        scale = self.objective.downsample
+        if cell % scale:
+            raise ValueError(
+                f"objective.downsample: a predicted pixel must lie in one cell of the mask, got {scale} for a cell of {cell}."
+                f" Choose a divisor of {cell}, or larger cells."
+            )
         if self.model.in_chans != len(self.data.mean):
             raise ValueError(
                 f"data.mean: one value per input channel, got {len(self.data.mean)} for model.in_chans {self.model.in_chans}."

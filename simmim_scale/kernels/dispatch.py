@@ -48,6 +48,12 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
         Implementation("triton", "simmim_scale.kernels.window_attention.triton", needs="triton"),
         Implementation("reference", "simmim_scale.kernels.window_attention.reference"),
     ),
+    "masked_loss": (
+        Implementation("one_pass", "simmim_scale.kernels.masked_loss.one_pass"),
+        # Asked for by name until it has run on a GPU, as above.
+        Implementation("triton", "simmim_scale.kernels.masked_loss.triton", needs="triton"),
+        Implementation("reference", "simmim_scale.kernels.masked_loss.reference"),
+    ),
 }
 
 

@@ -1,45 +1,82 @@
-"""Prediction heads: the last stage's tokens to a picture. One table, each entry a function with the same arguments.
+"""Prediction heads: the last stage's tokens to predicted pixels. One table, each entry a function with the same arguments.
 
-A head maps features (b, th, tw, d) to (b, channels, th * stride, tw * stride); it may have `init_weights(generator)`.
+A head is built for `stride` predicted pixels per token and side, and maps features (b, th, tw, d) to a picture
+(b, channels, th * stride, tw * stride); it may have `init_weights(generator)`. One that also has `trunk` and `proj` (a
+`Projection`) need not compute all of it: see `TokenHead`.
 Letters: b batch, th tw token grid of the last stage, d its width, o output channels, h w picture height and width.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from simmim_scale.models.initialization import assign, fan_in_uniform
 from simmim_scale.models.layers import Linear
+from simmim_scale.objectives.prediction import Consumer, to_picture
 
 # name -> "module:function"; the function takes (num_features, stride, channels) by keyword and returns the head. S table 3.
 HEADS = {"linear": "simmim_scale.objectives.heads:LinearHead"}
 
 
-class LinearHead(nn.Module):
-    """One linear map per token, to the stride x stride pixels it covers: the published 1x1 convolution and pixel shuffle.
+class Projection(Linear):
+    """A linear map that hands its weights to a function instead of giving outputs that are too large to exist at once. It does so
+    in its own forward, so that ZeRO-3 has gathered them."""
 
-    Row (o * stride + i) * stride + j of the weight is channel o of pixel (i, j), so the published `decoder.0.weight`, without
-    its two trailing axes of length 1, is `proj.weight`.
-
-    Args:
-        num_features: width d of the last stage.
-        stride: pixels per token and side.
-        channels: channels o of the picture.
-    """
-
-    def __init__(self, *, num_features: int, stride: int, channels: int) -> None:
-        super().__init__()
-        self.stride, self.channels = stride, channels
-        self.proj = Linear(num_features, channels * stride**2)
+    def forward(self, inputs: Float[Tensor, "*tokens d"], consume: Consumer | None = None) -> Any:
+        """(*, d) -> (*, l), or what `consume(inputs, weight, bias)` returns."""
+        return F.linear(inputs, self.weight, self.bias) if consume is None else consume(inputs, self.weight, self.bias)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """U(-1/sqrt(d), 1/sqrt(d)) for weight and bias: PyTorch's default of a convolution, which the published code leaves as
         it is."""
-        for parameter in (self.proj.weight, self.proj.bias):
-            assign(parameter, fan_in_uniform(self.proj.in_features), generator)
+        for parameter in (self.weight, self.bias):
+            assign(parameter, fan_in_uniform(self.in_features), generator)
+
+
+class TokenHead(nn.Module):
+    """A head that ends in a linear map per token.
+
+    Attributes:
+        tokenwise: whether a token's prediction depends on that token alone; then only hidden tokens are asked for.
+        patch: predicted pixels per token of the trunk and side.
+        proj: from the trunk's width to channels * patch^2. Row (o * patch + i) * patch + j of its weight is channel o of pixel
+            (i, j), so the published `decoder.0.weight`, without its two trailing axes of length 1, is `proj.weight`.
+    """
+
+    tokenwise: bool
+    patch: int
+    proj: Projection
+
+    def trunk(self, features: Tensor) -> Tensor:
+        """(b, th, tw, d) -> (b, rows, columns, e); of a tokenwise head (*, d) -> (*, e)."""
+        return features
 
     def forward(self, features: Float[Tensor, "b th tw d"]) -> Float[Tensor, "b o h w"]:
-        b, th, tw, _ = features.shape
-        s = self.stride
-        pixels = self.proj(features).view(b, th, tw, self.channels, s, s)
-        return pixels.permute(0, 3, 1, 4, 2, 5).reshape(b, self.channels, th * s, tw * s)
+        """The whole picture."""
+        inputs = self.trunk(features)
+        values = self.proj(inputs).flatten(1, 2)
+        return to_picture(values, grid=(inputs.shape[1], inputs.shape[2]), patch=self.patch)
+
+
+class LinearHead(TokenHead):
+    """One linear map per token, to the pixels it covers: the published 1x1 convolution and pixel shuffle.
+
+    Args:
+        num_features: width d of the last stage.
+        stride: predicted pixels per token and side.
+        channels: channels o of a predicted pixel.
+    """
+
+    tokenwise = True
+
+    def __init__(self, *, num_features: int, stride: int, channels: int) -> None:
+        super().__init__()
+        self.patch, self.channels = stride, channels
+        self.proj = Projection(num_features, channels * stride**2)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """As the published code leaves it, see `Projection`."""
+        self.proj.init_weights(generator)

@@ -1,6 +1,6 @@
-"""The masked l1 loss as published: sum(|x - x_hat| * m) / (sum(m) + 1e-5) / channels, all sums in fp32.
+"""Sums over hidden pixels and the loss that they make: sum of errors / (hidden pixels + 1e-5) / channels, as published.
 
-Letters: b batch, c channels, h w image height and width.
+Letters: b batch.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ EPSILON = 1e-5  # of the published denominator: keeps a batch without masked pix
 
 @dataclass(frozen=True)
 class MaskedSums:
-    """Per sample: `error` (b,), the absolute error over masked pixels of all channels; `count` (b,), masked pixels of one
-    channel."""
+    """Per sample: `error` (b,), summed over hidden pixels and channels; `count` (b,), hidden pixels of one channel. The channels
+    are those that the error is a sum over: colours, or 1 for a target that has one error per pixel."""
 
     error: Float[Tensor, " b"]
     count: Float[Tensor, " b"]
@@ -37,19 +37,3 @@ class MaskedSums:
         # where, not a product: padding may hold anything, and NaN * 0 is NaN.
         zero = torch.zeros((), dtype=self.error.dtype, device=self.error.device)
         return torch.where(valid, self.error, zero), torch.where(valid, self.count, zero)
-
-
-def masked_l1_sums(
-    prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]
-) -> MaskedSums:
-    """Absolute error over the masked pixels. Sums are at least fp32, whatever the prediction's dtype."""
-    exact = torch.promote_types(prediction.dtype, torch.float32)
-    error = (prediction.to(exact) - target.to(exact)).abs().masked_fill(~mask, 0.0)
-    return MaskedSums(error=error.sum((1, 2, 3)), count=mask.sum((1, 2, 3)).to(exact), channels=target.shape[1])
-
-
-def masked_l1(
-    prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"]
-) -> Float[Tensor, ""]:
-    """The published loss of a batch."""
-    return masked_l1_sums(prediction, target, mask).mean()

@@ -1,4 +1,4 @@
-"""Between pictures and the network: normalisation and flip on the device, and masks from any grid to tokens and pixels.
+"""Between pictures and the network: normalisation and flip on the device, and masks from any grid to tokens.
 
 Letters: b batch, c channels, h w image height and width, gh gw mask grid, th tw token grid.
 """
@@ -82,9 +82,3 @@ def mask_to_tokens(mask: Bool[Tensor, "b gh gw"], *, image_size: tuple[int, int]
         times = cells_per_axis(grid=mask.shape[axis + 1], side=image_size[axis], patch_size=patch_size, axis=name)
         mask = mask.repeat_interleave(times, dim=axis + 1) if times > 1 else mask
     return mask
-
-
-def tokens_to_pixels(mask: Bool[Tensor, "b th tw"], *, image_size: tuple[int, int], patch_size: int) -> Bool[Tensor, "b 1 h w"]:
-    """Repeat each token of the mask over its pixels and cut what overhangs the image."""
-    pixels = mask.repeat_interleave(patch_size, dim=1).repeat_interleave(patch_size, dim=2)
-    return pixels[:, None, : image_size[0], : image_size[1]]

@@ -1,13 +1,15 @@
-"""SimMIM: embed -> swap hidden tokens for the mask token -> encode -> head -> masked l1 against the target.
+"""SimMIM: embed -> swap hidden tokens for the mask token -> encode -> head -> error of the hidden pixels against the target.
 
-Letters: b batch, c channels, h w image height and width, gh gw mask grid, th tw token grid, d token width, n residual branches.
+Letters: b batch, c channels, h w image height and width, gh gw mask grid, th tw token grid, d token width, n residual branches,
+k hidden tokens of the last stage in each image.
 Source: "SimMIM: A Simple Framework for Masked Image Modeling" (arXiv 2111.09886) and its released code for the formulas.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simmim_scale.config.schema import ModelConfig, ObjectiveConfig
@@ -17,12 +19,21 @@ from simmim_scale.models.initialization import assign, trunc_normal
 from simmim_scale.models.layers import fill_nan
 from simmim_scale.objectives.heads import HEADS
 from simmim_scale.objectives.lookup import lookup
-from simmim_scale.objectives.masked_loss import masked_l1_sums
-from simmim_scale.objectives.pixels import PixelNorm, check_image, flip_where, mask_to_tokens, tokens_to_pixels
-from simmim_scale.objectives.targets import TARGETS
+from simmim_scale.objectives.pixels import PixelNorm, check_image, flip_where, mask_to_tokens
+from simmim_scale.objectives.prediction import Hidden, Pictures, hide, meet, predict
+from simmim_scale.objectives.targets import TARGETS, Target, TargetContext
 
 MASK_TOKEN_STD = 0.02  # R
 BACKBONE_API = ("embed", "encode", "stride", "patch_size", "embed_dim", "num_features")
+
+
+@dataclass(frozen=True)
+class HiddenCells:
+    """How many cells of a mask grid (rows, columns) are hidden in every image: known before it is drawn, so that a step can take
+    the hidden tokens without asking a device how many there are."""
+
+    grid: tuple[int, int]
+    count: int
 
 
 class MaskToken(nn.Module):
@@ -46,9 +57,10 @@ class SimMIM(nn.Module):
 
     Args:
         backbone: see `models/__init__.py`.
-        head: features (b, th, tw, d) -> (b, target.channels, >= h, >= w).
+        head: see `objectives/heads.py`.
         target: see `objectives/targets.py`.
         mean, std: of the channels, as shares of 255.
+        hidden_cells: what every mask of training hides; None: anything, and the head is asked for all tokens.
         seed: of the drop-path draws, which depend on it and on the sample's position in the stream.
     """
 
@@ -57,10 +69,11 @@ class SimMIM(nn.Module):
         *,
         backbone: nn.Module,
         head: nn.Module,
-        target: nn.Module,
+        target: Target,
         mean: Sequence[float],
         std: Sequence[float],
         seed: int = 0,
+        hidden_cells: HiddenCells | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -70,6 +83,8 @@ class SimMIM(nn.Module):
         self.pixel_norm = PixelNorm(tuple(mean), tuple(std))
         self.in_chans = len(tuple(mean))
         self.seed = seed
+        self.hidden_cells = hidden_cells
+        self.meeting = meet(stride=backbone.stride, scale=target.scale, grid=target.grid)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Set every parameter from `generator` (a CPU generator): the same seed gives the same weights under any engine."""
@@ -90,47 +105,72 @@ class SimMIM(nn.Module):
 
         Returns:
             "loss" (), fp32. In eval mode also "loss_per_sample" (b,), the published loss of each sample by itself (0 where not
-            valid), and "prediction" (b, c, h, w) in the target's space.
+            valid), and "prediction" (b, o, rh, rw), the target's summary of what is predicted (of pixels: all of them).
         """
-        image, mask = self.prepare(batch)
-        size = (image.shape[2], image.shape[3])
-        prediction = self.predict(image, mask, drop_path=self._drop_path(batch))
-        hidden = tokens_to_pixels(mask, image_size=size, patch_size=self.backbone.patch_size)
-        sums = masked_l1_sums(prediction, self.target(image), hidden)
+        pictures, mask = self.prepare(batch)
+        features = self.encode(pictures.image, mask, drop_path=self._drop_path(batch))
+        tokens = self._hidden_tokens(batch["mask"], mask) if self.training else None
+        prediction = predict(self.head, self.meeting.features(features), patch=self.meeting.patch, tokens=tokens)
+        hidden = self.hidden(pictures, mask)
+        sums = self.target.sums(prediction, pictures, hidden)
         valid = batch.get("valid")
         if self.training:
             return {"loss": sums.mean(valid)}
-        return {"loss": sums.mean(valid), "loss_per_sample": sums.per_sample(valid), "prediction": prediction}
+        summary = self.target.summary(prediction, hidden.size)
+        return {"loss": sums.mean(valid), "loss_per_sample": sums.per_sample(valid), "prediction": summary}
 
-    def prepare(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "b c h w"], Bool[Tensor, "b th tw"]]:
-        """Check a batch; its normalised fp32 image, flipped where asked, and its mask on the grid of tokens."""
+    def prepare(self, batch: Mapping[str, Tensor]) -> tuple[Pictures, Bool[Tensor, "b th tw"]]:
+        """Check a batch; its pictures, and its mask on the grid of the embedding's tokens."""
         for key in ("image", "mask"):
             if key not in batch:
                 raise ValueError(f"batch: expected the keys 'image' and 'mask', got {sorted(batch)}. Add {key!r}.")
-        image, mask = batch["image"], batch["mask"]
-        check_image(image, self.in_chans)
-        if mask.ndim != 3 or mask.shape[0] != image.shape[0]:
+        stored, mask, flip = batch["image"], batch["mask"], batch.get("flip")
+        check_image(stored, self.in_chans)
+        if mask.ndim != 3 or mask.shape[0] != stored.shape[0]:
             raise ValueError(
-                f"mask: expected (batch, rows, columns) with the image's batch of {image.shape[0]}, got {tuple(mask.shape)}."
+                f"mask: expected (batch, rows, columns) with the image's batch of {stored.shape[0]}, got {tuple(mask.shape)}."
                 " Give one grid of cells per image."
             )
-        if "flip" in batch:
-            image = flip_where(image, batch["flip"])
+        image = self.pixel_norm(stored if flip is None else flip_where(stored, flip))
+        constants = None
+        if not stored.is_floating_point():
+            mean, std = self.pixel_norm.constants(stored.device)
+            constants = (mean.view(-1), std.view(-1))
         size = (image.shape[2], image.shape[3])
-        return self.pixel_norm(image), mask_to_tokens(mask.bool(), image_size=size, patch_size=self.backbone.patch_size)
+        mask = mask_to_tokens(mask.bool(), image_size=size, patch_size=self.backbone.patch_size)
+        return Pictures(image=image, stored=stored, flip=flip, constants=constants), mask
 
-    def predict(
+    def encode(
         self,
         image: Float[Tensor, "b c h w"],
         mask: Bool[Tensor, "b th tw"],
         *,
         drop_path: Float[Tensor, "n b"] | None = None,
-    ) -> Float[Tensor, "b o h w"]:
-        """Prediction for a normalised image and a mask of tokens, cut to the image where tokens overhang it."""
+    ) -> Float[Tensor, "b th2 tw2 d"]:
+        """Tokens of the last stage for a normalised image and a mask of the embedding's tokens."""
         tokens = self.backbone.embed(image.to(self._compute_dtype()))
         tokens = self.mask_token(tokens, mask)
-        features = self.backbone.encode(tokens, drop_path)
-        return self.head(features)[:, :, : image.shape[2], : image.shape[3]]
+        return self.backbone.encode(tokens, drop_path)
+
+    def hidden(self, pictures: Pictures, mask: Bool[Tensor, "b th tw"]) -> Hidden:
+        """Which of the target's pixels are hidden."""
+        target, patch_size = self.target, self.backbone.patch_size
+        return hide(mask, patch_size=patch_size, scale=target.scale, size=pictures.size, grid=target.grid)
+
+    def _hidden_tokens(self, cells: Bool[Tensor, "b gh gw"], mask: Bool[Tensor, "b th tw"]) -> Int[Tensor, "b k"] | None:
+        """Numbers of the last stage's tokens that are hidden, where each is hidden as a whole and their count is known; else
+        None."""
+        known, step = self.hidden_cells, self.backbone.stride // self.backbone.patch_size
+        if known is None or tuple(cells.shape[1:]) != known.grid or not getattr(self.head, "tokenwise", False):
+            return None
+        across = [tokens // count for tokens, count in zip(mask.shape[1:], known.grid, strict=True)]
+        if any(tokens % step for tokens in across) or not self.meeting.one_to_one:
+            return None
+        last = mask[:, ::step, ::step].flatten(1)
+        count = known.count * (across[0] // step) * (across[1] // step)
+        # Asked of the device without waiting for it: hidden tokens that are not taken would silently be no part of the loss.
+        torch._assert_async((last.sum(1) <= count).all(), f"mask: more than {known.count} of {known.grid} cells are hidden")
+        return last.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
     def _compute_dtype(self) -> torch.dtype:
         # The dtype of a parameter is right under ZeRO-3 too, where its shape is not. Autocast casts by itself.
@@ -151,6 +191,8 @@ def build_simmim(
     std: Sequence[float],
     seed: int,
     attention: str = "auto",
+    masked_loss: str = "auto",
+    hidden_cells: HiddenCells | None = None,
     initialise: bool = True,
 ) -> SimMIM:
     """Build SimMIM from its sections and initialise every parameter from `seed`.
@@ -160,7 +202,8 @@ def build_simmim(
         objective: head and target.
         mean, std: one value per channel, as shares of 255.
         seed: of the weights and of drop path.
-        attention: implementation of the backbone's window attention.
+        attention, masked_loss: implementations of window attention and of the masked loss.
+        hidden_cells: what every mask of training hides, see `SimMIM`.
         initialise: False leaves every parameter as constructed: to count it on the meta device, or to load weights.
 
     Raises:
@@ -176,13 +219,14 @@ def build_simmim(
     missing = [name for name in BACKBONE_API if not hasattr(backbone, name)]
     if missing:
         raise ValueError(f"model.name: {model.name} builds a backbone without {', '.join(missing)}. Add what SimMIM calls.")
-    target = lookup(TARGETS, objective.target, setting="objective.target")(
-        in_chans=model.in_chans, norm_window=objective.norm_target_window
-    )
+    norm = PixelNorm(tuple(mean), tuple(std))
+    context = TargetContext(model.in_chans, model.image_size, backbone.stride, norm, objective, masked_loss)
+    target = lookup(TARGETS, objective.target, setting="objective.target")(context)
+    meeting = meet(stride=backbone.stride, scale=target.scale, grid=target.grid)
     head = lookup(HEADS, objective.head, setting="objective.head")(
-        num_features=backbone.num_features, stride=backbone.stride, channels=target.channels
+        num_features=backbone.num_features, stride=meeting.patch, channels=target.channels
     )
-    module = SimMIM(backbone=backbone, head=head, target=target, mean=mean, std=std, seed=seed)
+    module = SimMIM(backbone=backbone, head=head, target=target, mean=mean, std=std, seed=seed, hidden_cells=hidden_cells)
     if initialise:
         module.init_weights(torch.Generator().manual_seed(seed))
     return module

@@ -1,8 +1,6 @@
-"""Prediction targets: what the head is compared with. One table, each entry a function with the same arguments.
+"""Prediction targets: what the head is compared with, and by which error. `TARGETS` names them, `Target` says what one must do.
 
-A target is called as target(image (b, c, h, w) normalised fp32) -> (b, c', h, w); it has `channels` (c', what the head must
-give) and `to_pixels(prediction, image)`, which maps a prediction back to normalised pixels for pictures.
-Letters: b batch, c channels, h w image height and width.
+Letters: b batch, c channels, h w picture height and width, rh rw predicted rows and columns.
 """
 
 from dataclasses import dataclass
@@ -11,91 +9,68 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# name -> "module:function"; the function takes (in_chans, norm_window) by keyword and returns the target. S table 4.
-TARGETS = {"pixels": "simmim_scale.objectives.targets:Pixels"}
+from simmim_scale.config.schema import ObjectiveConfig
+from simmim_scale.objectives.masked_loss import MaskedSums
+from simmim_scale.objectives.pixels import PixelNorm
+from simmim_scale.objectives.prediction import Hidden, Pictures, Prediction
 
-VARIANCE_EPSILON = 1e-6  # R: added to the local variance
+# name -> "module:function"; the function takes a TargetContext and returns the target. S table 4.
+TARGETS = {"pixels": "simmim_scale.objectives.pixel_target:build"}
 
 
 @dataclass(frozen=True)
-class LocalStatistics:
-    """Mean and standard deviation, each (b, c, h, w), of the window around every pixel."""
+class TargetContext:
+    """What a target may depend on.
 
-    mean: Tensor
-    std: Tensor
-
-
-def _band(side: int, window: int, device: torch.device) -> Tensor:
-    """(side, side) fp64 matrix with 1 where two positions are at most window // 2 apart: a product with it is a sliding sum."""
-    position = torch.arange(side, device=device)
-    return ((position[:, None] - position[None, :]).abs() <= window // 2).double()
-
-
-class SlidingStatistics:
-    """Local mean and unbiased variance over a square window, of which only the part inside the picture counts (R: SwinV2).
-
-    The sums are two products with band matrices per moment (rows, then columns) instead of a 47x47 pooling: about a hundredth
-    of the time on a CPU. They are taken in fp64: E[x^2] - E[x]^2 cancels in fp32, and where a picture is flat that error is as
-    large as the 1e-6 under the root (a tenth of the target's norm, measured on flat pictures with single specks, against 1e-7
-    here). The cost is 7 ms instead of 3 per 192 px image on one core. Matrices and counts are kept per size and device.
-    """
-
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self._bands: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
-
-    def bands(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Row band (h, h), column band (w, w) and the number of pixels in each window (h, w), fp64."""
-        key = (height, width, device)
-        if key not in self._bands:
-            rows, columns = _band(height, self.window, device), _band(width, self.window, device)
-            self._bands[key] = (rows, columns, rows.sum(1)[:, None] * columns.sum(1)[None, :])
-        return self._bands[key]
-
-    def __call__(self, image: Float[Tensor, "b c h w"]) -> LocalStatistics:
-        """fp64 statistics of `image`. A window that holds a single pixel has variance 0."""
-        rows, columns, count = self.bands(image.shape[2], image.shape[3], image.device)
-        image = image.double()
-        mean = rows @ image @ columns / count
-        square = rows @ image.square() @ columns / count
-        variance = ((square - mean.square()) * (count / (count - 1).clamp(min=1))).clamp(min=0)
-        return LocalStatistics(mean=mean, std=(variance + VARIANCE_EPSILON).sqrt())
-
-
-def norm_target(image: Float[Tensor, "b c h w"], window: int) -> Float[Tensor, "b c h w"]:
-    """The image normalised by the mean and unbiased variance of a sliding window: (x - mean) / sqrt(max(var, 0) + 1e-6)."""
-    local = SlidingStatistics(window)(image)
-    return ((image - local.mean) / local.std).to(image.dtype)
-
-
-class Pixels(nn.Module):
-    """The pixels themselves, or normalised by their surroundings.
-
-    Args:
+    Attributes:
         in_chans: channels of the image.
-        norm_window: odd side of the normalising window in pixels (47 in SwinV2); None: plain pixels.
+        image_size: height and width in pixels.
+        stride: image pixels per token of the last stage.
+        norm: normalisation of the image.
+        settings: the configuration's section.
+        masked_loss: implementation of the masked loss (kernels/dispatch.py).
     """
 
-    def __init__(self, *, in_chans: int, norm_window: int | None) -> None:
-        super().__init__()
-        self.channels = in_chans
-        self.statistics = None if norm_window is None else SlidingStatistics(norm_window)
+    in_chans: int
+    image_size: tuple[int, int]
+    stride: int
+    norm: PixelNorm
+    settings: ObjectiveConfig
+    masked_loss: str = "auto"
 
-    @torch.no_grad()
-    def forward(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if self.statistics is None:
-            return image
-        local = self.statistics(image)
-        return ((image - local.mean) / local.std).to(image.dtype)
 
-    @torch.no_grad()
-    def to_pixels(self, prediction: Float[Tensor, "b c h w"], image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Normalised pixels of a prediction.
+class Target(nn.Module):
+    """Base of all targets.
 
-        With a norm window the local mean and deviation of the true image are put back, also where it is hidden: the picture
-        shows how well the normalised detail is predicted, not a reconstruction from visible pixels alone.
-        """
-        if self.statistics is None:
-            return prediction.float()
-        local = self.statistics(image)
-        return (prediction.double() * local.std + local.mean).to(image.dtype)
+    Attributes:
+        channels: numbers that the head must give for a predicted pixel.
+        scale: image pixels per predicted pixel and side.
+        grid: predicted rows and columns where `scale` does not give them (features are resampled to it); None: it does.
+    """
+
+    channels: int
+    scale: int = 1
+    grid: tuple[int, int] | None = None
+
+    def sums(self, prediction: Prediction, pictures: Pictures, hidden: Hidden) -> MaskedSums:
+        """The error over hidden predicted pixels. The prediction may be of some tokens only: all that hold hidden pixels."""
+        raise NotImplementedError
+
+    def summary(self, prediction: Prediction, size: tuple[int, int]) -> Float[Tensor, "b o rh rw"]:
+        """What is told of a prediction in eval mode, cut to `size`: small, and all that `to_pixels` needs."""
+        return prediction.picture(size)
+
+    def to_pixels(self, summary: Float[Tensor, "b o rh rw"], pictures: Pictures) -> Float[Tensor, "b c h w"]:
+        """A summary as normalised pixels of the image's size, to look at."""
+        raise NotImplementedError
+
+    def baseline(self, pictures: Pictures, hidden: Hidden) -> MaskedSums | None:
+        """The same error for the best guess that knows the visible pixels' frequencies only; None: there is none."""
+        return None
+
+
+def enlarge(picture: Float[Tensor, "b c rh rw"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    """Predicted pixels repeated over the image pixels that they stand for."""
+    if picture.shape[2:] == size:
+        return picture
+    return torch.nn.functional.interpolate(picture, size, mode="nearest-exact")

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from simmim_scale.config.plan import Plan
-from simmim_scale.config.schema import Config
+from simmim_scale.config.schema import Config, MaskConfig
 from simmim_scale.data.loader import (
     TrainingLoader,
     ValidationLoader,
@@ -19,9 +19,11 @@ from simmim_scale.data.loader import (
     build_validation_loader,
     make_decoder,
 )
+from simmim_scale.data.mask_distance import mask_grid
+from simmim_scale.data.masks import num_hidden
 from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
-from simmim_scale.objectives.simmim import SimMIM, build_simmim
+from simmim_scale.objectives.simmim import HiddenCells, SimMIM, build_simmim
 from simmim_scale.reports.reconstructions import gallery_path
 from simmim_scale.tasks.model_facts import describe_distance
 from simmim_scale.tasks.pretrain_evaluators import Gallery, MaskDistance, MaskedLoss, MeanColourLoss
@@ -47,6 +49,12 @@ def build(config: Config) -> "PretrainTask":
     return PretrainTask(config=config, train_index=open_index(config.data.train, remote), validation_index=validation)
 
 
+def hidden_cells(mask: MaskConfig, image_size: tuple[int, int]) -> HiddenCells:
+    """What every mask hides: every sampler hides exactly as many cells."""
+    grid = mask_grid(image_size, mask.cell)
+    return HiddenCells(grid, num_hidden(grid, mask.ratio))
+
+
 @dataclass(frozen=True)
 class PretrainTask:
     """SimMIM pre-training on the samples of `train_index`, compared on those of `validation_index`."""
@@ -68,6 +76,8 @@ class PretrainTask:
             std=config.data.std,
             seed=config.seed,
             attention=config.kernels.window_attention,
+            masked_loss=config.kernels.masked_loss,
+            hidden_cells=hidden_cells(config.mask, config.model.image_size),
         )
 
     def training_loader(self, plan: Plan, *, rank: int, start_step: int, quarantine: Path, pin_memory: bool) -> TrainingLoader:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from simmim_scale.objectives.masked_loss import masked_l1_sums
-from simmim_scale.objectives.pixels import tokens_to_pixels
 from simmim_scale.objectives.simmim import SimMIM
 from simmim_scale.reports.reconstructions import draw_reconstructions, save_picture
 from simmim_scale.tasks.reconstruct import reconstruction_rows
@@ -73,20 +71,18 @@ class MaskDistance:
 
 
 class MeanColourLoss(_MeanPerSample):
-    """The same loss for predicting, everywhere, the mean of the visible target: `val_baseline`. A model must do much better."""
+    """The same loss for a guess from the visible pixels at large (of pixels: their mean colour): `val_baseline`. A model must do
+    much better."""
 
     def __init__(self, module: SimMIM) -> None:
         super().__init__("val_baseline")
         self.module = module
 
     def update(self, batch: Batch, outputs: Batch) -> None:
-        image, mask = self.module.prepare(batch)
-        size = (image.shape[2], image.shape[3])
-        hidden = tokens_to_pixels(mask, image_size=size, patch_size=self.module.backbone.patch_size)
-        target = self.module.target(image)
-        visible = (~hidden).to(target.dtype)
-        mean = (target * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)
-        self.add(batch, masked_l1_sums(mean.expand_as(target), target, hidden).per_sample())
+        pictures, mask = self.module.prepare(batch)
+        sums = self.module.target.baseline(pictures, self.module.hidden(pictures, mask))
+        if sums is not None:
+            self.add(batch, sums.per_sample())
 
 
 class Gallery:

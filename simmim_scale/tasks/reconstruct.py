@@ -118,11 +118,11 @@ def reconstruction_rows(
     """(original, masked, prediction in hidden cells) of every picture of a batch, each (h, w, c) uint8.
 
     Args:
-        prediction: (b, c, h, w) in the target's space, as the module returns it.
+        prediction: (b, o, rh, rw), the target's summary, as the module returns it.
     """
-    image, mask = module.prepare(batch)
-    predicted = module.target.to_pixels(prediction, image)
-    originals, predictions = (_to_uint8(module, pixels) for pixels in (image, predicted))
+    pictures, mask = module.prepare(batch)
+    predicted = module.target.to_pixels(prediction, pictures)
+    originals, predictions = (_to_uint8(module, pixels) for pixels in (pictures.image, predicted))
     return [
         (original, hide(original, hidden), fill_hidden(original, guess, hidden))
         for original, guess, hidden in zip(originals, predictions, mask.cpu().numpy(), strict=True)

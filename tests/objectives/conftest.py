@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simmim_scale.objectives.heads import LinearHead
-from simmim_scale.objectives.simmim import SimMIM
-from simmim_scale.objectives.targets import Pixels
+from simmim_scale.objectives.pixel_target import Pixels
+from simmim_scale.objectives.simmim import HiddenCells, SimMIM
 
 
 class TinyBackbone(nn.Module):
@@ -42,12 +42,22 @@ class TinyBackbone(nn.Module):
 def make_simmim():
     """Build a SimMIM around the tiny backbone."""
 
-    def make(*, in_chans: int = 3, drop_path: float = 0.0, norm_window: int | None = None, seed: int = 0) -> SimMIM:
+    def make(
+        *,
+        in_chans: int = 3,
+        drop_path: float = 0.0,
+        norm_window: int | None = None,
+        seed: int = 0,
+        scale: int = 1,
+        loss: str = "l1",
+        hidden_cells: HiddenCells | None = None,
+    ) -> SimMIM:
         backbone = TinyBackbone(in_chans=in_chans, drop_path=drop_path)
         module = SimMIM(
             backbone=backbone,
-            head=LinearHead(num_features=backbone.num_features, stride=backbone.stride, channels=in_chans),
-            target=Pixels(in_chans=in_chans, norm_window=norm_window),
+            head=LinearHead(num_features=backbone.num_features, stride=backbone.stride // scale, channels=in_chans),
+            target=Pixels(in_chans=in_chans, norm_window=norm_window, scale=scale, loss=loss),
+            hidden_cells=hidden_cells,
             mean=(0.5, 0.4, 0.3, 0.2)[:in_chans],
             std=(0.2, 0.25, 0.3, 0.35)[:in_chans],
             seed=seed,
