@@ -50,6 +50,12 @@ def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
     _train(config, overrides or [], tasks=("pretrain",))
 
 
+@app.command()
+def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Fine-tune for classification: init_from=RUN takes a pre-trained backbone. Resumes and runs on many ranks as `pretrain`."""
+    _train(config, overrides or [], tasks=("classification",))
+
+
 @app.command("config")
 def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the whole resolved configuration, with the meaning, unit and source of every value."""

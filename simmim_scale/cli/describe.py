@@ -64,7 +64,10 @@ def description_tables(description: dict[str, Any]) -> list[Table]:
         "parameters", f"{d['parameters']:,} ({d['parameters'] / 1e6:.1f}M), with head {d['parameters_with_head'] / 1e6:.1f}M"
     )
     model.add_row("multiply-adds", f"{d['multiply_adds'] / 1e9:.2f}G of the backbone, forward, one image")
-    model.add_row("mask", f"{d['hidden_cells']} of {d['mask_cells']} cells hidden, AvgDist {d['avg_dist']:.1f} pixels")
+    if "num_classes" in d:
+        model.add_row("classes", f"{d['num_classes']:,}; learning rate x{d['layer_decay']} from each layer to the one below it")
+    else:
+        model.add_row("mask", f"{d['hidden_cells']} of {d['mask_cells']} cells hidden, AvgDist {d['avg_dist']:.1f} pixels")
     model.add_row("engine", f"ZeRO-{d['zero_stage']}, {d['precision']}")
     if "plan" in d:
         model.add_row("plan", d["plan"])

@@ -22,17 +22,20 @@ from simmim_scale.engine.engine import Engine, build_engine
 from simmim_scale.engine.precision import require_precision
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.kernels import dispatch
-from simmim_scale.models.weights import Weights, load_into
+from simmim_scale.models.layer_decay import layer_scales
+from simmim_scale.models.weights import Weights
 from simmim_scale.reports.environment import describe_device, describe_machine, git_version, package_versions
 from simmim_scale.reports.records import OpRow, RunHeader
 from simmim_scale.reports.sinks import Sinks, make_sinks
 from simmim_scale.reports.terminal import Terminal
 from simmim_scale.reports.throughput import Throughput, device_peak_flops, training_flops_per_image
 from simmim_scale.tasks import build_task
+from simmim_scale.tasks.classification import ClassificationTask
 from simmim_scale.tasks.model_facts import describe_model
 from simmim_scale.tasks.pretrain import PretrainTask
 from simmim_scale.train.run_directory import RunDirectory
 
+Task = PretrainTask | ClassificationTask
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -50,7 +53,7 @@ class Prepared:
     config: Config
     runtime: Runtime
     directory: RunDirectory
-    task: PretrainTask
+    task: Task
     plan: Plan
     store: RunStateStore
     saved: SavedState | None
@@ -89,7 +92,7 @@ def prepare(config: Config, runtime: Runtime) -> Prepared:
     return Prepared(config, runtime, directory, task, plan, store, saved, initial, resized, lock)
 
 
-def _open(config: Config, runtime: Runtime) -> tuple[PretrainTask, Plan]:
+def _open(config: Config, runtime: Runtime) -> tuple[Task, Plan]:
     require_precision(config.engine.precision, runtime.device)
     task = build_task(config)
     plan = make_plan(config.train, config.optimizer, config.schedule, num_samples=task.num_samples, world_size=runtime.world_size)
@@ -101,7 +104,7 @@ def _claim(directory: RunDirectory, config: Config) -> IO[str]:
     return directory.claim(config)
 
 
-def _check_state(config: Config, task: PretrainTask, saved: SavedState | None) -> tuple[Weights | None, list[str]]:
+def _check_state(config: Config, task: Task, saved: SavedState | None) -> tuple[Weights | None, list[str]]:
     """Makes sure that a save fits the data; reads the weights to start from, where there is no save."""
     if saved is None:
         return load_initial_weights(config)
@@ -124,7 +127,7 @@ def build(run: Prepared) -> Engine:
     def build_module() -> nn.Module:
         module = run.task.build_module()
         if run.initial is not None:
-            load_into(module, run.initial.state, source=str(config.init_from))
+            run.task.load_initial(module, run.initial)
         return module
 
     engine = build_engine(
@@ -138,6 +141,8 @@ def build(run: Prepared) -> Engine:
         runtime=run.runtime,
         seed=config.seed,
         max_nonfinite_steps=config.train.max_nonfinite_steps,
+        lr_scales=lambda module: layer_scales(module, config.optimizer.layer_decay),
+        ema_decay=config.optimizer.ema_decay,
         extra=config.deepspeed,
     )
     if run.saved is not None:

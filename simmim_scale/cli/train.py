@@ -112,11 +112,13 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
 def _finish(run: Prepared, engine: Engine) -> None:
     """Portable weights, the last pictures and the report page; says where they are."""
     run.runtime.heartbeat.mark("finish", engine.step)
-    state = engine.full_state_dict()
+    state, averaged = engine.full_state_dict(), engine.averaged_state_dict()
     if not run.runtime.is_main:
         return
-    directory = run.directory
-    save_weights(directory.weights, state, run.config.model_dump(mode="json"), {"step": str(engine.step)})
+    directory, config = run.directory, run.config.model_dump(mode="json")
+    save_weights(directory.weights, state, config, {"step": str(engine.step)})
+    if averaged is not None:
+        save_weights(directory.averaged_weights, averaged, config, {"step": str(engine.step), "averaged": "true"})
     pictures = sorted(directory.gallery.glob("step_*.png"))
     if pictures:
         shutil.copyfile(pictures[-1], directory.reconstructions)
@@ -126,6 +128,7 @@ def _finish(run: Prepared, engine: Engine) -> None:
         (directory.reconstructions, "original | masked | prediction"),
         (directory.report, "curves, pictures over training, configuration"),
         (directory.weights, "portable weights, for simmim_scale.load and init_from"),
+        (directory.averaged_weights, "the same, averaged over the steps"),
     ):
         if path.exists():
             log.info("  %s  (%s)", path, what)

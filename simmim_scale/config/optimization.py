@@ -19,6 +19,22 @@ class OptimizerConfig(Section):
     clip_grad: float | None = setting(
         5.0, "Global gradient norm is clipped to this, once per step; null: never.", unit="L2 norm", source="R", gt=0
     )
+    ema_decay: float | None = setting(
+        None,
+        "Also keep an average of the weights that decays by this a step (at first faster); null: none.",
+        unit="factor per step",
+        source="choice",
+        gt=0,
+        lt=1,
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Factor of the learning rate from each layer to the one below it, for fine-tuning; 1: all learn alike.",
+        unit="factor",
+        source="R",
+        gt=0,
+        le=1,
+    )
 
 
 class WarmupSection(Section):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from simmim_scale.config.classification import ClassificationConfig
 from simmim_scale.config.data import DataConfig, RemoteConfig
 from simmim_scale.config.engine import EngineConfig, KernelsConfig
 from simmim_scale.config.model import CustomModelConfig, ModelConfig, SwinBaseConfig, SwinConfig, SwinV2Config
@@ -27,6 +28,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "CheckpointConfig",
+    "ClassificationConfig",
     "Config",
     "CosineConfig",
     "CustomModelConfig",
@@ -49,6 +51,9 @@ __all__ = [
     "ValidationConfig",
 ]
 
+# They hide nothing, so the size of a cell is no limit to their image size.
+TASKS_WITHOUT_MASKS = ("classification",)
+
 
 class Config(Section):
     """A whole run."""
@@ -67,6 +72,7 @@ class Config(Section):
     model: ModelConfig = setting(SwinV2Config(), "The backbone.")
     objective: ObjectiveConfig = setting(ObjectiveConfig(), "What is predicted.")
     mask: MaskConfig = setting(MaskConfig(), "What is hidden.")
+    classification: ClassificationConfig = setting(ClassificationConfig(), "Fine-tuning for classification.")
     data: DataConfig = setting(DataConfig(), "Samples and views.")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "AdamW.")
     schedule: ScheduleConfig = setting(StepConfig(), "Learning rate over the run.")
@@ -81,7 +87,9 @@ class Config(Section):
     )
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> "Config":
+    def _mask_fits(self) -> "Config":
+        if self.task in TASKS_WITHOUT_MASKS:
+            return self
         height, width = self.model.image_size
         cell, patch = self.mask.cell, self.model.patch_size
         if height % cell or width % cell:
@@ -99,6 +107,10 @@ class Config(Section):
                 f"objective.downsample: a predicted pixel must lie in one cell of the mask, got {scale} for a cell of {cell}."
                 f" Choose a divisor of {cell}, or larger cells."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> "Config":
         if self.model.in_chans != len(self.data.mean):
             raise ValueError(
                 f"data.mean: one value per input channel, got {len(self.data.mean)} for model.in_chans {self.model.in_chans}."

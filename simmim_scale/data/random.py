@@ -17,6 +17,8 @@ class Stream(IntEnum):
     REPLACEMENT = 4
     VALIDATION_ORDER = 5
     VALIDATION_MASK = 6
+    AUGMENT = 7
+    MIX = 8
 
 
 def sample_rng(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:

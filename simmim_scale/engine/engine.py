@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
+from simmim_scale.engine import ema
 from simmim_scale.engine.activation_checkpointing import apply_activation_checkpointing
 from simmim_scale.engine.deepspeed_config import deepspeed_config, guards_itself
+from simmim_scale.engine.ema import WeightAverage, master_weights
 from simmim_scale.engine.guard import NonFiniteGuard, first_nonfinite_module
 from simmim_scale.engine.optim import GuardedAdamW, parameter_groups
 from simmim_scale.engine.precision import require_precision
@@ -67,6 +69,8 @@ def build_engine(
     runtime: Runtime,
     seed: int = 0,
     max_nonfinite_steps: int = 10,
+    lr_scales: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    ema_decay: float | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> "Engine":
     """Build the module (under `deepspeed.zero.Init` in stage 3) and the engine around it. Collective.
@@ -77,6 +81,8 @@ def build_engine(
         micro_batch, accumulation, global_batch: the plan's numbers; samples, micro-batches per step, samples.
         seed: for modules that draw from torch's generator; the same on every rank.
         max_nonfinite_steps: stop after this many skipped steps in a row.
+        lr_scales: factor of the learning rate of each parameter by name (layer decay); None: 1.
+        ema_decay: of an average of the weights beside them; None: none is kept.
         extra: the config's `deepspeed:` section.
     Raises:
         ValueError: the device lacks the precision, `extra` sets a key we own, or the batch numbers do not multiply.
@@ -93,10 +99,12 @@ def build_engine(
         module = build_module()
     module.train()
     apply_activation_checkpointing(module, engine.activation_checkpointing)
-    adamw = GuardedAdamW(parameter_groups(module, optimizer.weight_decay), optimizer, guard=guards_itself(engine))
+    groups = parameter_groups(module, optimizer.weight_decay, lr_scales(module) if lr_scales else None)
+    adamw = GuardedAdamW(groups, optimizer, guard=guards_itself(engine))
     wrapped, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config, dist_init_required=False)
     adamw.armed = True
-    return Engine(wrapped, engine, lr, accumulation, runtime, NonFiniteGuard(max_nonfinite_steps))
+    average = WeightAverage(master_weights(wrapped), ema_decay) if ema_decay else None
+    return Engine(wrapped, engine, lr, accumulation, runtime, NonFiniteGuard(max_nonfinite_steps), average)
 
 
 class Engine:
@@ -110,6 +118,7 @@ class Engine:
         accumulation: int,
         runtime: Runtime,
         guard: NonFiniteGuard,
+        average: WeightAverage | None = None,
     ) -> None:
         self.step = 0
         self.config = config
@@ -118,6 +127,7 @@ class Engine:
         self._lr = lr
         self._accumulation = accumulation
         self._guard = guard
+        self._average = average
         self._scaler = LossScale(wrapped, config) if config.precision == "fp16" else None
 
     @property
@@ -142,6 +152,8 @@ class Engine:
         loss = self.runtime.sum_ranks(float(torch.stack(losses).double().mean())) / self.runtime.world_size
         skipped = bool(getattr(self._wrapped.optimizer, "overflow", False))
         self.step += 1
+        if self._average and not skipped:
+            self._average.update()
         source = self._account(skipped, loss, batches, losses, scale)
         self.runtime.heartbeat.mark("between", self.step)  # records, waiting for data
         return StepResult(self.step, loss, lr, self._grad_norm(skipped, scale), skipped, source, scale, self._guard.total)
@@ -163,8 +175,12 @@ class Engine:
             OSError: a file could not be written on some rank; raised on all of them.
         """
         self.runtime.heartbeat.mark("save")
-        state = {"step": self.step, "guard": self._guard.state_dict()}
-        return save_state(self._wrapped, self.config, self.runtime, path, state)
+        state: dict[str, Any] = {"step": self.step, "guard": self._guard.state_dict()}
+        if self._average is None:
+            return save_state(self._wrapped, self.config, self.runtime, path, state)
+        state["ema_updates"] = self._average.updates
+        own = {ema.file_name(self.runtime.rank): self._average.save}
+        return save_state(self._wrapped, self.config, self.runtime, path, state, own)
 
     def load(self, path: Path) -> None:
         """Continue from what `save` wrote, right after `build_engine`.
@@ -178,6 +194,8 @@ class Engine:
         state = load_state(self._wrapped, self.config, self.runtime, path)
         self.step = state["step"]
         self._guard.load_state_dict(state["guard"])
+        if self._average is not None:
+            self._average.load(path / ema.file_name(self.runtime.rank), state.get("ema_updates", 0))
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """All parameters in fp32 and persistent buffers, on the CPU of the main rank; {} on the others.
@@ -185,6 +203,13 @@ class Engine:
         Gathered one at a time, so that a GPU never holds more than the largest parameter besides its own share.
         """
         return full_state_dict(self._wrapped, self.runtime)
+
+    def averaged_state_dict(self) -> dict[str, Tensor] | None:
+        """As `full_state_dict`, of the averaged weights; None where no average is kept."""
+        if self._average is None:
+            return None
+        with self._average.in_place():
+            return self.full_state_dict()
 
     def destroy(self) -> None:
         """Release DeepSpeed's hooks and buffers."""

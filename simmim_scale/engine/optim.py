@@ -1,5 +1,6 @@
-"""AdamW with the published no-decay groups, and a guard for the one case where DeepSpeed checks no gradients."""
+"""AdamW with the published no-decay and layer-decay groups, and a guard for the one case where DeepSpeed checks no gradients."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,18 +18,32 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return len(shape) > 1 and not name.endswith(".bias") and not any(word in name for word in NO_DECAY)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, "decay" and "no_decay", of the module's trainable parameters; an empty one is left out."""
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+def parameter_groups(
+    module: nn.Module, weight_decay: float, lr_scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """The module's trainable parameters in as few groups as their weight decay and learning rate allow.
+
+    Without layer decay these are "decay" and "no_decay"; with it, up to two for each layer. A group is a flat buffer of its own
+    under ZeRO, so fewer are faster; merging groups further would change the learning rate of some parameter.
+
+    Args:
+        lr_scales: factor of the learning rate of each parameter by name; None, or a name that is missing: 1.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups["decay" if decays(name, parameter) else "no_decay"].append(parameter)
-    rates = {"decay": weight_decay, "no_decay": 0.0}
+            scale = (lr_scales or {}).get(name, 1.0)
+            groups.setdefault((scale, decays(name, parameter)), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: (-item[0][0], not item[0][1]))  # the head first, "decay" before "no_decay"
     return [
-        {"name": name, "params": params, "weight_decay": rates[name], "lr_scale": 1.0}
-        for name, params in groups.items()
-        if params
+        {"name": _group_name(scale, decay), "params": params, "weight_decay": weight_decay if decay else 0.0, "lr_scale": scale}
+        for (scale, decay), params in ordered
     ]
+
+
+def _group_name(scale: float, decay: bool) -> str:
+    name = "decay" if decay else "no_decay"
+    return name if scale == 1.0 else f"{name} x{scale:.6g}"
 
 
 class GuardedAdamW(torch.optim.AdamW):

@@ -1,5 +1,6 @@
 """What an engine writes and reads: DeepSpeed's files of all ranks, beside one JSON file that says what they belong to."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from simmim_scale.config.schema import EngineConfig
@@ -17,14 +19,27 @@ STATE_FILE = "engine.json"
 MAX_LISTED = 8  # differing parameters that an error lists
 
 
-def save_state(wrapped: Any, config: EngineConfig, runtime: Runtime, path: Path, state: Mapping[str, Any]) -> list[Path]:
-    """Write a DeepSpeed engine's state and `state` into `path`; returns the files this rank wrote. Collective."""
+def save_state(
+    wrapped: Any,
+    config: EngineConfig,
+    runtime: Runtime,
+    path: Path,
+    state: Mapping[str, Any],
+    own: Mapping[str, Callable[[Path], None]] | None = None,
+) -> list[Path]:
+    """Write a DeepSpeed engine's state and `state` into `path`; returns the files this rank wrote. Collective.
+
+    Args:
+        own: further files of this rank, by name, each with what writes it.
+    """
     wrapped._copy_recovery_script = lambda _path: None  # portable weights are ours; its copy would escape the record below
     with _recorded_writes(wrapped.checkpoint_engine) as writes:
         wrapped.save_checkpoint(str(path), tag=TAG, client_state={}, save_latest=False)
         if runtime.is_main:
             facts = {**_facts(wrapped.module, config, runtime), **state}
             writes.attempt(path / STATE_FILE, lambda: (path / STATE_FILE).write_text(json.dumps(facts, indent=1)))
+        for name, write in (own or {}).items():
+            writes.attempt(path / name, functools.partial(write, path / name))
     failures = [failure for failure in runtime.gather_objects(writes.failure) if failure]
     if failures:
         raise OSError(
@@ -107,7 +122,7 @@ class _Writes:
         try:
             write()
             self.files.append(path)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
             self.failure = self.failure or f"{path.name}: {error}"
 
 

@@ -81,6 +81,25 @@ class HierarchicalBackbone(nn.Module):
         """Pixels per token at each stage."""
         return tuple(self.patch_size * 2**stage for stage in range(len(self.layers)))
 
+    @property
+    def num_layer_ids(self) -> int:
+        """Layers of layer-wise learning-rate decay: the embedding, every block, and one for the final norm and what follows."""
+        return sum(len(stage.blocks) for stage in self.layers) + 2
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter, 0 (embedding) to `num_layer_ids` - 1 (final norm), as in the released fine-tuning code.
+
+        A block has its number in the whole network, counted from 1; the merging after a stage has that of the stage's last block.
+        """
+        parts = name.split(".")
+        if parts[0] == "patch_embed":
+            return 0
+        if parts[0] != "layers":
+            return self.num_layer_ids - 1
+        stage = int(parts[1])
+        before = sum(len(self.layers[number].blocks) for number in range(stage))
+        return before + (int(parts[3]) + 1 if parts[2] == "blocks" else len(self.layers[stage].blocks))
+
     def forward(self, image: Float[Tensor, "b chans height width"]) -> Float[Tensor, "b h w c"]:
         """encode(embed(image)): final-normed tokens of the last stage, channels last."""
         return self.encode(self.embed(image))

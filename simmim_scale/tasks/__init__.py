@@ -6,7 +6,10 @@ A task is a function of the configuration that returns an object like `tasks/pre
 from simmim_scale.config.schema import Config
 
 # name -> "module:function"; the function takes the configuration. Resolved when asked for.
-TASKS = {"pretrain": "simmim_scale.tasks.pretrain:build"}
+TASKS = {
+    "pretrain": "simmim_scale.tasks.pretrain:build",
+    "classification": "simmim_scale.tasks.classification:build",
+}
 
 
 def build_task(config: Config):

@@ -23,6 +23,7 @@ from simmim_scale.data.mask_distance import mask_grid
 from simmim_scale.data.masks import num_hidden
 from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
+from simmim_scale.models.weights import Weights, load_into
 from simmim_scale.objectives.simmim import HiddenCells, SimMIM, build_simmim
 from simmim_scale.reports.reconstructions import gallery_path
 from simmim_scale.tasks.model_facts import describe_distance
@@ -79,6 +80,10 @@ class PretrainTask:
             masked_loss=config.kernels.masked_loss,
             hidden_cells=hidden_cells(config.mask, config.model.image_size),
         )
+
+    def load_initial(self, module: nn.Module, weights: Weights) -> None:
+        """All weights: of the backbone, the mask token and the head."""
+        load_into(module, weights.state, source=str(weights.path))
 
     def training_loader(self, plan: Plan, *, rank: int, start_step: int, quarantine: Path, pin_memory: bool) -> TrainingLoader:
         """This rank's micro-batches from the step after `start_step` finished ones."""

@@ -3,7 +3,7 @@
 config.yaml  environment.json  metrics.jsonl  quarantine/          written while training
 checkpoints/                                                         run state, for resuming
 gallery/  reconstructions.png  report.html                           to look at
-weights/                                                             portable weights, for everything else
+weights/  weights_ema/                                              portable weights, for everything else
 """
 
 import fcntl
@@ -65,6 +65,10 @@ class RunDirectory:
     @property
     def weights(self) -> Path:
         return self.path / "weights"
+
+    @property
+    def averaged_weights(self) -> Path:
+        return self.path / "weights_ema"
 
     @property
     def reconstructions(self) -> Path:

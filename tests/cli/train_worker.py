@@ -18,7 +18,7 @@ def run(config: str, *overrides: str) -> dict:
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            code = train(Path(config), overrides, tasks=("pretrain",), stop=StopRequest())
+            code = train(Path(config), overrides, tasks=("pretrain", "classification"), stop=StopRequest())
         except SystemExit as leaving:
             code = leaving.code
     return {"code": code, "message": errors.getvalue()}
