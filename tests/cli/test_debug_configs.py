@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import simmim_scale
+from simmim_scale.models.weights import load_weights
 from tests.cli.train_many import train_many
 from tests.data.conftest import encode, picture, write_shards
 
@@ -16,10 +17,12 @@ NUM_IMAGES = 40
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("debug")
-    shards = write_shards(root / "shards", [encode(picture(sample)) for sample in range(NUM_IMAGES)]).directory
+    images, labels = [encode(picture(sample)) for sample in range(NUM_IMAGES)], [sample % 6 for sample in range(NUM_IMAGES)]
+    shards = write_shards(root / "shards", images, labels=labels).directory
     small = ["train.steps=2", "schedule.warmup_epochs=0", "validation.every_steps=2", "validation.samples=4"]
     data = [f"data.train={shards}", f"data.validation={shards}"]
     wanted = {path.stem: [str(path), *data, *small, f"run_dir={root / path.stem}"] for path in CONFIGS}
+    wanted["finetune"].append(f"init_from={root / 'demo'}")  # trained before it, in the order of names
     own = ["model.name=tests.cli.own_network:backbone", "model.stride=16", "objective.head=tests.cli.own_network:head"]
     wanted["own"] = [*wanted["tiny_swinv2"], *own, "engine.activation_checkpointing=none", f"run_dir={root / 'own'}"]
     outcomes = train_many(wanted)
@@ -34,3 +37,16 @@ def test_trains_two_steps(name: str, runs: Path):
     assert all(0 < row["loss"] < 3 for row in rows)
     assert rows[-1]["val_loss"] > 0
     assert not simmim_scale.load(runs / name).training
+
+
+def test_fine_tuning_starts_from_the_backbone_of_pretraining_and_leaves_averaged_weights(runs: Path):
+    before, after = (load_weights(runs / name / "weights").state for name in ("demo", "finetune"))
+    averaged = load_weights(runs / "finetune/weights_ema").state
+    name = "backbone.layers.0.blocks.0.mlp.fc1.weight"
+    moved = (after[name] - before[name]).abs().max()
+    assert 0 < moved < 2e-3 * 2  # two steps at a rate far below 1e-3; a new draw would differ by .1
+    assert after["head.weight"].shape == (6, 192)
+    assert "mask_token.token" not in after
+    assert not averaged[name].equal(after[name])
+    rows = [json.loads(line) for line in (runs / "finetune/metrics.jsonl").read_text().splitlines()]
+    assert 0 <= rows[-1]["val_top1"] <= rows[-1]["val_top5"] <= 100

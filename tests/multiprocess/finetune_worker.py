@@ -57,7 +57,7 @@ def train(engine: Engine, step: int) -> None:
 
 
 def learning_rates(engine: Engine) -> dict[str, float]:
-    """Adam's first step moves an element by the learning rate of its group, whatever its gradient: the rate, seen from outside."""
+    """Adam's first step moves an element by the learning rate of its group, whatever its gradient: its rate, from outside."""
     before = engine.full_state_dict()
     train(engine, 0)
     after = engine.full_state_dict()
