@@ -18,7 +18,8 @@ def run(config: str, *overrides: str) -> dict:
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            code = train(Path(config), overrides, tasks=("pretrain", "classification"), stop=StopRequest())
+            tasks = ("classification",) if Path(config).stem == "finetune" else ("pretrain",)
+            code = train(Path(config), overrides, tasks=tasks, stop=StopRequest())
         except SystemExit as leaving:
             code = leaving.code
     return {"code": code, "message": errors.getvalue()}
