@@ -1,4 +1,4 @@
-"""The model section: Swin V1, Swin V2, or a backbone of one's own."""
+"""The model section: Swin V1, Swin V2, ResNet, ViT, or a backbone of one's own."""
 
 from typing import Annotated, Any, Literal
 
@@ -101,6 +101,70 @@ class SwinV2Config(SwinBaseConfig):
         return tuple(pair if any(pair) else None for pair in pairs)
 
 
+class ResNetConfig(Section):
+    """ResNet with the stem of masked image modeling: 3x3 stride-2 convolution, 2x2 max-pool (S section 5)."""
+
+    name: Literal["resnet"] = setting("resnet", "Backbone.")
+    image_size: tuple[PositiveInt, PositiveInt] = setting(
+        (192, 192), "Height and width of the input; one number means a square.", unit="pixels", source="S sec. 5: as Swin-B"
+    )
+    in_chans: PositiveInt = setting(3, "Channels of the input image.", unit="channels", source="R")
+    depths: tuple[PositiveInt, ...] = setting((3, 4, 6, 3), "Blocks in each stage: ResNet-50.", unit="blocks", source="S sec. 5")
+    width: PositiveInt = setting(4, "Factor of every number of channels: ResNet-50x4.", unit="factor", source="S sec. 5")
+
+    _square = field_validator("image_size", mode="before")(SwinBaseConfig._square.__func__)  # type: ignore[attr-defined]
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per token after the stem, per side."""
+        return 4
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token of the last stage, per side."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+
+class ViTConfig(Section):
+    """ViT-B as the main paper pre-trains it; names and defaults are those of the released configuration."""
+
+    name: Literal["vit"] = setting("vit", "Backbone.")
+    image_size: tuple[PositiveInt, PositiveInt] = setting(
+        (224, 224), "Height and width of the input; one number means a square.", unit="pixels", source="R"
+    )
+    patch_size: PositiveInt = setting(16, "Side of one patch.", unit="pixels", source="R")
+    in_chans: PositiveInt = setting(3, "Channels of the input image.", unit="channels", source="R")
+    embed_dim: PositiveInt = setting(768, "Width.", unit="channels", source="R")
+    depth: PositiveInt = setting(12, "Blocks.", unit="blocks", source="R")
+    num_heads: PositiveInt = setting(12, "Attention heads.", unit="heads", source="R")
+    mlp_ratio: float = setting(4.0, "Hidden width of a block's MLP over its width.", unit="ratio", source="R", gt=0)
+    layer_scale: float | None = setting(
+        0.1, "Initial factor of every residual branch, learnt per channel; null: none.", unit="factor", source="R"
+    )
+    position_bias: Literal["shared", "per_block"] = setting(
+        "shared", "Relative position bias: one table for all blocks (pre-training), or one each (fine-tuning).", source="R"
+    )
+    drop_path: float = setting(
+        0.1, "Stochastic depth: rate of the last block, growing linearly from 0.", unit="probability", source="R", ge=0, lt=1
+    )
+
+    _square = field_validator("image_size", mode="before")(SwinBaseConfig._square.__func__)  # type: ignore[attr-defined]
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "ViTConfig":
+        height, width = self.image_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image_size: a multiple of the patch size {self.patch_size}, got {height}x{width}. Change either.")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads: a divisor of the width {self.embed_dim}, got {self.num_heads}. Change either.")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token, per side."""
+        return self.patch_size
+
+
 class CustomModelConfig(Section):
     """A backbone of one's own: a function in an importable module that returns a module with embed, encode and stride."""
 
@@ -120,6 +184,10 @@ def _model_tag(value: Any) -> str:
 
 
 ModelConfig = Annotated[
-    Annotated[SwinConfig, Tag("swin")] | Annotated[SwinV2Config, Tag("swin_v2")] | Annotated[CustomModelConfig, Tag("custom")],
+    Annotated[SwinConfig, Tag("swin")]
+    | Annotated[SwinV2Config, Tag("swin_v2")]
+    | Annotated[ResNetConfig, Tag("resnet")]
+    | Annotated[ViTConfig, Tag("vit")]
+    | Annotated[CustomModelConfig, Tag("custom")],
     Discriminator(_model_tag),
 ]

@@ -11,7 +11,15 @@ from pydantic import model_validator
 from simmim_scale.config.classification import ClassificationConfig
 from simmim_scale.config.data import DataConfig, RemoteConfig
 from simmim_scale.config.engine import EngineConfig, KernelsConfig
-from simmim_scale.config.model import CustomModelConfig, ModelConfig, SwinBaseConfig, SwinConfig, SwinV2Config
+from simmim_scale.config.model import (
+    CustomModelConfig,
+    ModelConfig,
+    ResNetConfig,
+    SwinBaseConfig,
+    SwinConfig,
+    SwinV2Config,
+    ViTConfig,
+)
 from simmim_scale.config.objective import MaskConfig, ObjectiveConfig
 from simmim_scale.config.optimization import (
     CosineConfig,
@@ -42,6 +50,7 @@ __all__ = [
     "OptimizerConfig",
     "RemoteConfig",
     "ReportConfig",
+    "ResNetConfig",
     "ScheduleConfig",
     "StepConfig",
     "SwinBaseConfig",
@@ -49,6 +58,7 @@ __all__ = [
     "SwinV2Config",
     "TrainConfig",
     "ValidationConfig",
+    "ViTConfig",
 ]
 
 # They hide nothing, so the size of a cell is no limit to their image size.

@@ -12,6 +12,8 @@ from simmim_scale.config.schema import CustomModelConfig, ModelConfig
 BACKBONES: Mapping[str, str] = {
     "swin": "simmim_scale.models.swin:Swin",
     "swin_v2": "simmim_scale.models.swin_v2:SwinV2",
+    "resnet": "simmim_scale.models.resnet:ResNet",
+    "vit": "simmim_scale.models.vit:ViT",
 }
 
 

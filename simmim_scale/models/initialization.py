@@ -31,6 +31,12 @@ def trunc_normal(std: float = 0.02) -> Rule:
     return lambda shape, generator: nn.init.trunc_normal_(_blank(shape), std=std, generator=generator)
 
 
+def fan_out_normal(fan_out: int) -> Rule:
+    """N(0, 2 / fan out), for convolutions that a ReLU follows (arXiv 1502.01852)."""
+    std = math.sqrt(2.0 / fan_out)
+    return lambda shape, generator: _blank(shape).normal_(0.0, std, generator=generator)
+
+
 def uniform(bound: float) -> Rule:
     """Uniform in [-bound, bound]."""
     return lambda shape, generator: _blank(shape).uniform_(-bound, bound, generator=generator)

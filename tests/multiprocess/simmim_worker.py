@@ -11,9 +11,12 @@ from simmim_scale.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     EngineConfig,
+    ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    ResNetConfig,
     SwinV2Config,
+    ViTConfig,
 )
 from simmim_scale.engine.engine import build_engine
 from simmim_scale.engine.runtime import Runtime, leave, start_runtime
@@ -22,16 +25,20 @@ from simmim_scale.objectives.simmim import build_simmim
 GLOBAL_BATCH = 8
 SIDE = 32
 STEPS = 20
-MODEL = SwinV2Config(
-    image_size=SIDE,
-    embed_dim=16,
-    depths=(2, 2),
-    num_heads=(2, 4),
-    window_size=4,
-    drop_path=0.3,
-    extra_norm_period=1,
-    mlp_ratio=2.0,
-)
+MODELS: dict[str, ModelConfig] = {
+    "swin_v2": SwinV2Config(
+        image_size=SIDE,
+        embed_dim=16,
+        depths=(2, 2),
+        num_heads=(2, 4),
+        window_size=4,
+        drop_path=0.3,
+        extra_norm_period=1,
+        mlp_ratio=2.0,
+    ),
+    "vit": ViTConfig(image_size=SIDE, patch_size=8, embed_dim=32, depth=3, num_heads=2, drop_path=0.3),
+    "resnet": ResNetConfig(image_size=SIDE, depths=(1, 1), width=1),
+}
 
 
 def global_batch(step: int) -> dict[str, Tensor]:
@@ -56,9 +63,9 @@ def share(step: int, runtime: Runtime, accumulation: int) -> list[dict[str, Tens
     return [{name: value[start : start + micro] for name, value in whole.items()} for start in starts]
 
 
-def curve(runtime: Runtime, stage: int, accumulation: int, precision: str, policy: str) -> dict:
+def curve(runtime: Runtime, stage: int, accumulation: int, precision: str, policy: str, model: str = "swin_v2") -> dict:
     engine = build_engine(
-        lambda: build_simmim(MODEL, ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0),
+        lambda: build_simmim(MODELS[model], ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0),
         engine=EngineConfig(zero_stage=stage, precision=precision, activation_checkpointing=policy),
         optimizer=OptimizerConfig(clip_grad=1.0),
         lr=lambda _step: 2e-3,
