@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str] | None] = {
         "simmim_scale.reports",
     },
     "simmim_scale.train": {"simmim_scale.config", "simmim_scale.engine", "simmim_scale.reports"},
+    "simmim_scale.sweeps": {"simmim_scale.config", "simmim_scale.reports"},
     "launch": {"simmim_scale.config", "simmim_scale.data.shards"},
     "data_tools": {"simmim_scale.config", "simmim_scale.data.shards"},
 }
@@ -230,8 +231,14 @@ def config_id(path: Path) -> str:
 @pytest.mark.parametrize("path", CONFIGS, ids=config_id)
 def test_every_yaml_loads(path):
     from simmim_scale.config.load import load_config
+    from simmim_scale.sweeps.expand import check, expand
+    from simmim_scale.sweeps.spec import load_sweep
 
-    load_config(path)
+    if re.search(r"^sweep:", path.read_text(), re.MULTILINE):
+        for reduced in (False, True):
+            check(expand(load_sweep(path), path, reduced=reduced))
+    else:
+        load_config(path)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=config_id)

@@ -184,3 +184,40 @@ def doctor(
     else:
         _out().print(doctor_table(rows))
     raise typer.Exit(exit_code(rows))
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML file, for example configs/ablation/table4.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[[STAGE:]KEY=VALUE]...", help="Settings of every training, or of one stage.")
+    ] = None,
+    only: Annotated[str, typer.Option(help="Shell pattern of the names of the runs: 'random-32*'.")] = "*",
+    reduced: Annotated[bool, typer.Option("--reduced", help="The small form, for two cores and synthetic pictures.")] = False,
+    ranks: Annotated[str, typer.Option(help="Processes of every training here: a number, or auto.")] = "auto",
+    list_only: Annotated[bool, typer.Option("--list", help="Print the runs and their commands; train nothing.")] = False,
+    collect_only: Annotated[bool, typer.Option("--collect", help="Collect what there is; train nothing.")] = False,
+    slurm: Annotated[Path | None, typer.Option(help="Write a Slurm array into this file; train nothing here.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each task of the Slurm array.")] = 1,
+    at_once: Annotated[int, typer.Option(min=1, help="Tasks of the Slurm array that run together.")] = 4,
+    jobs: Annotated[Path | None, typer.Option(help="Write a job list for --hostfile into this file; train nothing here.")] = None,
+    hostfile: Annotated[str | None, typer.Option(help="Hostfile of the nodes that the job list uses.")] = None,
+) -> None:
+    """Run every combination of a sweep, skip what is finished, resume what was interrupted, and collect a table."""
+    from simmim_scale.cli.sweep import SweepOptions, sweep_command
+
+    options = SweepOptions(
+        only=only,
+        reduced=reduced,
+        ranks=ranks,
+        list_only=list_only,
+        collect_only=collect_only,
+        slurm=slurm,
+        nodes=nodes,
+        at_once=at_once,
+        jobs=jobs,
+        hostfile=hostfile,
+    )
+    with user_errors():
+        code = sweep_command(file, overrides or [], options, _out())
+    raise typer.Exit(code)
