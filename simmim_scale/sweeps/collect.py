@@ -72,7 +72,7 @@ def list_table(sweep: Sweep, runs: Sequence[Run], results: dict[str, dict[str, R
     for run in runs:
         found = results[run.name]
         distance = next((found[stage].avg_dist for stage in stages if found[stage].avg_dist is not None), None)
-        measured = [figure(found[stage], percent=sweep.stages[stage].percent) for stage in stages]
+        measured = [figure(found[stage], digits=sweep.stages[stage].digits) for stage in stages]
         theirs = sweep.published.values.get(run.label, [None] * len(published))
         rows.append((*run.labels, *([_plain(distance)] if shown else []), *measured, *map(_plain, theirs)))
     return Table(sweep.title or sweep.sweep, headings, tuple(rows), _note(sweep))
@@ -88,7 +88,7 @@ def grid_table(sweep: Sweep, runs: Sequence[Run], results: dict[str, dict[str, R
         for column in across.values:
             run = by_label.get((row, column))
             theirs = sweep.published.values.get(f"{row}, {column}", [None])[0]
-            ours = figure(results[run.name][stage], percent=sweep.stages[stage].percent) if run else "not run"
+            ours = figure(results[run.name][stage], digits=sweep.stages[stage].digits) if run else "not run"
             cells.append(f"{ours} ({_plain(theirs)})" if theirs is not None else ours)
         rows.append((row, *cells))
     title = f"{sweep.title or sweep.sweep}: {_heading(sweep, stage)}"
@@ -102,11 +102,11 @@ def tables(sweep: Sweep, runs: Sequence[Run], results: dict[str, dict[str, Resul
     return [list_table(sweep, runs, results)]
 
 
-def figure(result: Result, *, percent: bool) -> str:
+def figure(result: Result, *, digits: int) -> str:
     """A result as a cell: the figure, with the state where it is not final."""
     if result.value is None:
         return "" if result.state is State.NEW else result.state.value
-    text = f"{100 * result.value:.1f}" if percent else f"{result.value:.4f}"
+    text = f"{result.value:.{digits}f}"
     return text if result.state is State.FINISHED else f"{text} (step {result.step})"
 
 

@@ -3,7 +3,7 @@
 sweep: table4                           name, also of the directory of its runs
 stages:
   pretrain: {command: pretrain, config: ../pretrain/swin_b_100ep.yaml, metric: val_loss, title: Validation loss}
-  imagenet: {command: finetune, config: ../finetune/..., init_from: pretrain, metric: top1, title: ImageNet, percent: true}
+  imagenet: {command: finetune, config: ../finetune/..., init_from: pretrain, metric: val_top1, title: ImageNet, digits: 1}
 axes:
   - {name: target, values: {8-bin: {objective.target: ...}, l1: table4/l1.yaml}}
 """
@@ -31,8 +31,7 @@ class Stage(Section):
     init_from: str | None = setting(None, "Stage whose weights this one starts from; null: none.")
     metric: str = setting("val_loss", "Value of metrics.jsonl that the table shows: the last one.")
     title: str = setting("", "Column of the table; empty: the metric's name.")
-    percent: bool = setting(False, "Show shares of 1 as percents, as the published tables do.")
-    higher_is_better: bool = setting(False, "Which way the metric points.")
+    digits: int = setting(4, "Digits after the point that the table shows.", ge=0, le=8)
 
 
 class Axis(Section):

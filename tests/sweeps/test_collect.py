@@ -51,12 +51,12 @@ def test_a_grid_is_laid_out_like_the_published_one(write_sweep, sweep_tree):
     assert table.rows == (("8 px", "", "0.2500 (82.8)"), ("16 px", "not run", ""))
 
 
-def test_percents_and_missing_metrics(write_sweep, sweep_tree):
-    sweep_tree["stages"]["pretrain"] |= {"percent": True}
+def test_digits_and_missing_metrics(write_sweep, sweep_tree):
+    sweep_tree["stages"]["pretrain"] |= {"digits": 1}
     path = write_sweep(sweep_tree)
     sweep = load_sweep(path)
     runs = expand(sweep, path)
-    write_run(runs[0].stages[0], [0.8284])
+    write_run(runs[0].stages[0], [82.84])
     write_run(runs[1].stages[0], [], finished=False)
     rows = list_table(sweep, runs, collect(sweep, runs)).rows
     assert rows[0][2] == "82.8"
