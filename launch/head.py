@@ -201,7 +201,7 @@ class Head:
     # ---------------------------------------------------------------------------------------------------------- running
 
     def _ended(self) -> bool:
-        return all(node.goodbye is not None or node.lost is not None for node in self.nodes)
+        return all(node.goodbye is not None or node.lost is not None for node in self.nodes) and not self.report_until
 
     def _round(self, signals: int) -> None:
         for key, _ in self.selector.select(timeout=TICK):
@@ -250,6 +250,7 @@ class Head:
                 self.reports = (self.reports or []) + [RankReport(**one) for one in message["ranks"]]
             case "goodbye":
                 node.goodbye = int(message["code"])
+                self.awaited.discard(node)
 
     def _note_ending(self, rank: int, status: int, *, by_us: bool) -> None:
         ending = Ending(rank=rank, status=status, by_us=by_us or self.stopping.sent_by_us(status))

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MARK = "SIMMIM_RIG_TEST"  # travels to every process of a launch, since variables of this family are forwarded
+# Travels to every process of a launch: variables of this family are forwarded to ranks, and this one passes our ssh to nodes too
+MARK = "SIMMIM_RIG_TEST"
 ADDRESSES = {"a": "10.99.0.1", "b": "10.99.0.2"}
 NEEDED = {"ip": "iproute2", "ssh": "openssh-client", "/usr/sbin/sshd": "openssh-server"}
 PATIENCE = 300.0  # seconds: a hang fails the test, a busy machine does not
@@ -78,6 +79,7 @@ class Rig:
             "UsePAM": "no",
             "PermitRootLogin": "yes",
             "MaxStartups": "100:30:200",
+            "AcceptEnv": MARK,
         }
         path = self.folder / f"sshd_{host}.conf"
         path.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
@@ -95,7 +97,7 @@ class Rig:
         config.write_text("\n".join(lines) + "\n")
         wrapper = self.folder / "bin" / "ssh"
         wrapper.parent.mkdir()
-        wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} -o SetEnv={MARK}="${MARK}" "$@"\n')
         wrapper.chmod(0o755)
 
     def environment(self, mark: str = "") -> dict[str, str]:

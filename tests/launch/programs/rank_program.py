@@ -1,6 +1,6 @@
 """A rank for the launcher's tests: waits, saves when asked, notices dead peers; without torch, so it starts at once.
 
-Usage: rank_program.py OUT MODE, with MODE one of finish, wait, deaf, user-error, fail, bar.
+Usage: rank_program.py OUT MODE, with MODE one of finish, wait, deaf, user-error, fail, bar, beat, hang.
 """
 
 import json
@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from simmim_scale.engine.heartbeat import Heartbeat
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 SAVE_SECONDS = 0.5
@@ -65,6 +67,56 @@ def deaf(out: Path) -> int:
     return 0
 
 
+def beat(out: Path) -> int:
+    """As training over several hosts: steps together, and a save together when any rank is asked; a lost peer is waited for."""
+    heartbeat = Heartbeat.from_environment(os.environ)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: asked.append(number))
+    publish(out, "ready", {"pid": os.getpid()})
+    step = 0
+    while True:
+        step += 1
+        heartbeat.mark("train", step)
+        stopping = wait_for_all(out, step, bool(asked))
+        time.sleep(0.1)
+        if stopping:
+            publish(out, "saved", {"step": step})
+            return 75
+
+
+def wait_for_all(out: Path, step: int, asked: bool) -> bool:
+    """A collective: returns on all ranks whether any of them was asked to stop; a peer that is gone is an error."""
+    publish(out, f"step{step % 2}", {"step": step, "asked": asked, "pid": os.getpid()})
+    ready = peers(out)
+    while True:
+        files = [out / f"step{step % 2}_{rank}.json" for rank in range(WORLD)]
+        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        if len(found) == WORLD and all(one["step"] == step for one in found):
+            return any(one["asked"] for one in found)
+        if not all(alive(pid) for pid in ready):
+            say(f"rank {RANK}: a peer is gone")
+            sys.exit(1)
+        time.sleep(0.02)
+
+
+def hang(out: Path) -> int:
+    """The last rank stops taking steps, and the others wait for it."""
+    heartbeat = Heartbeat.from_environment(os.environ)
+    for step in range(1, 4):
+        heartbeat.mark("train", step)
+        wait_for_all(out, step, False)
+    if RANK == WORLD - 1:
+        waits_for_data()
+    heartbeat.mark("train", 4)
+    wait_for_all(out, 4, False)
+    return 0
+
+
+def waits_for_data() -> None:
+    time.sleep(600)
+
+
 def bar() -> int:
     for percent in range(0, 101, 20):
         sys.stdout.write(f"\r\x1b[2K\x1b[32mstep {percent} %\x1b[0m")
@@ -83,6 +135,7 @@ def main() -> int:
         {
             "arguments": sys.argv[3:],
             "terminals": terminals,
+            "own": os.environ.get("SIMMIM_OWN"),
             "environment": {name: os.environ[name] for name in KEPT if name in os.environ},
         },
     )
@@ -96,7 +149,7 @@ def main() -> int:
     if mode == "fail":
         say(f"rank {RANK}: about to fail")
         return 3 if RANK == 1 else 0
-    return {"wait": wait, "deaf": deaf, "bar": lambda _: bar()}[mode](out)
+    return {"wait": wait, "deaf": deaf, "beat": beat, "hang": hang, "bar": lambda _: bar()}[mode](out)
 
 
 if __name__ == "__main__":
