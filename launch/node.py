@@ -33,7 +33,7 @@ BEGIN_SECONDS = 900.0  # until every other node is there too; the head decides w
 
 def main() -> int:
     index = int(sys.argv[1])
-    order = Order.decode(_read_order(sys.argv[2]))
+    order = Order.decode(read_order(sys.argv[2]))
     # Not in the session of ssh or srun: what ends those must not end this process unasked.
     with contextlib.suppress(OSError):
         os.setsid()
@@ -101,7 +101,7 @@ def run(order: Order, index: int, begin: Mapping[str, Any], link: HeadLink) -> i
     return code
 
 
-def _read_order(source: str) -> bytes:
+def read_order(source: str) -> bytes:
     """The line on standard input (-), read bare, so that nothing waits for more than it; or that of a file."""
     if source != "-":
         try:

@@ -50,7 +50,7 @@ class Remote:
     """How to reach the nodes and where to start on them.
 
     Args:
-        kind: ssh, pdsh or slurm.
+        kind: ssh, pdsh or slurm; local starts on this machine instead.
         ssh_port: port of sshd, None for ssh's own choice.
         directory: working directory on the nodes: this one's.
         python: the interpreter on the nodes: this one's.
@@ -64,7 +64,7 @@ class Remote:
     @property
     def takes_input(self) -> bool:
         """Whether the order can arrive on standard input."""
-        return self.kind == "ssh"
+        return self.kind in ("ssh", "local")
 
     def commands(self, hosts: Sequence[Host], module: str, order: str) -> list[tuple[list[str], list[int]]]:
         """What to run here, and the indices of the nodes that each of it starts.
@@ -76,6 +76,8 @@ class Remote:
         everyone = list(range(len(hosts)))
         if self.kind == "ssh":
             return [(self._ssh(host.name, self._shell(module, str(index), order)), [index]) for index, host in enumerate(hosts)]
+        if self.kind == "local":
+            return [(["/bin/sh", "-c", self._shell(module, str(index), order)], [index]) for index in everyone]
         if self.kind == "pdsh":
             return [(self._pdsh(hosts, self._shell(module, "\0", order).replace("%", "%%").replace("\0", "%n")), everyone)]
         return [(self._srun(hosts, self._shell(module, "$SLURM_PROCID", order)), everyone)]

@@ -45,10 +45,18 @@ class Rig:
     name: str = field(default_factory=lambda: f"simmim-{os.getpid()}-{uuid.uuid4().hex[:4]}")
     servers: list[subprocess.Popen] = field(default_factory=list)
 
+    @property
+    def disk(self) -> Path:
+        """A small file system that both hosts share, for tests that fill it."""
+        return self.folder / "disk"
+
     def namespace(self, host: str) -> str:
         return f"{self.name}-{host}"
 
     def build(self) -> None:
+        # Before the servers: what is mounted later they do not see, since each has a mount namespace of its own.
+        self.disk.mkdir()
+        run("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(self.disk))
         keys = self.folder / "keys"
         keys.mkdir()
         for key in ("host", "user"):
@@ -155,6 +163,7 @@ class Rig:
             server.wait()
         for host in ADDRESSES:
             subprocess.run(["ip", "netns", "del", self.namespace(host)], check=False)
+        subprocess.run(["umount", str(self.disk)], check=False)
 
 
 def run(*command: str) -> None:

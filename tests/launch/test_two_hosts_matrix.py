@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 
 from simmim_scale.engine.checkpoint import complete_saves
 from tests.launch.faults import FAULTS, Fault, head, kill_everything, rank, read_reports
-from tests.launch.rig import REPOSITORY, Rig, run, until
+from tests.launch.rig import REPOSITORY, Rig, until
 from tests.launch.test_two_hosts_training import CONFIG
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -109,15 +110,13 @@ class Training:
 
 @pytest.fixture
 def training(rig, shards, tmp_path) -> Iterator[Callable[..., Training]]:
-    # A small file system of its own, so that it can be filled
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(disk))
-    yield lambda steps: Training(rig, shards, disk, steps=steps)
+    folder = rig.disk / tmp_path.name
+    folder.mkdir()
+    yield lambda steps: Training(rig, shards, folder, steps=steps)
     rig.plug_cable()
     kill_everything(rig, MARK)
     until(lambda: not rig.family(MARK), "the last process")
-    run("umount", str(disk))
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
