@@ -120,10 +120,12 @@ class Rig:
             "OMP_NUM_THREADS": "1",
         }
 
-    def start(self, command: list[str], *, host: str = "a", mark: str = "", **options) -> subprocess.Popen:
-        """Starts a command on a host."""
+    def start(
+        self, command: list[str], *, host: str = "a", mark: str = "", variables: dict[str, str] | None = None, **options
+    ) -> subprocess.Popen:
+        """Starts a command on a host, with these variables besides the rig's."""
         inside = ["ip", "netns", "exec", self.namespace(host), *command]
-        return subprocess.Popen(inside, env=self.environment(mark), cwd=REPOSITORY, **options)
+        return subprocess.Popen(inside, env={**self.environment(mark), **(variables or {})}, cwd=REPOSITORY, **options)
 
     def ip(self, host: str, *arguments: str) -> None:
         run("ip", "-n", self.namespace(host), *arguments)
