@@ -56,6 +56,37 @@ def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
     _train(config, overrides or [], tasks=("classification",))
 
 
+@app.command()
+def evaluate(
+    weights: Annotated[str, typer.Argument(help="Fine-tuned run, or a directory of portable weights of a classifier.")],
+    data: Annotated[str, typer.Argument(help="Labelled shards to evaluate on: a directory, or a URL.")],
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights of the run.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory of the results. Default: `evaluation` beside the weights.")] = None,
+    crop: Annotated[float | None, typer.Option(help="Side of the tested centre over the shorter side; 1: all of it.")] = None,
+    resize: Annotated[str | None, typer.Option(help="cover: keep the shape and cut; squash: the whole image.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bilinear or bicubic.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Evaluate a random choice of so many. Default: all.")] = None,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Samples that one rank computes at once.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode, per rank.")] = 4,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """Top-1, top-5, classes, confusion and calibration of a classifier: JSON and a page. Exact on any number of ranks."""
+    from simmim_scale.cli.evaluate import EvaluationOptions, evaluate_command
+
+    options = EvaluationOptions(
+        averaged=ema,
+        out=out,
+        crop=crop,
+        resize=resize,
+        interpolation=interpolation,
+        samples=samples,
+        micro_batch=micro_batch,
+        workers=workers,
+        precision=precision,
+    )
+    evaluate_command(weights, data, options)
+
+
 @app.command("config")
 def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the whole resolved configuration, with the meaning, unit and source of every value."""

@@ -18,7 +18,7 @@ MAX_POINTS = 400
 SMOOTHING_SHARE = 0.015  # reach of the moving average to each side, as a share of the curve
 INK, FAINT, GRID = "#3b424d", "#8a93a0", "#e8ebef"
 BLUE, ORANGE, GREEN = "#2f6fdf", "#d9680f", "#2f9e63"
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "simmim_scale",  # the same curves give the same bytes
     "font.family": "sans-serif",
@@ -132,7 +132,7 @@ def draw_chart(
         from_zero: the axis begins at 0.
         at_least: the axis reaches at least this, so that small noise looks small.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         for curve in curves:
@@ -143,7 +143,7 @@ def draw_chart(
         _dress(axes, percent=percent)
         if level or len(curves) > 1:
             axes.legend(frameon=False, labelcolor=INK, loc="upper right", handlelength=1.6, borderaxespad=0.2)
-        return _as_element(figure)
+        return svg_element(figure)
 
 
 def _dress(axes: Axes, *, percent: bool) -> None:
@@ -158,7 +158,8 @@ def _dress(axes: Axes, *, percent: bool) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick if percent else _tick))
 
 
-def _as_element(figure: Figure) -> str:
+def svg_element(figure: Figure) -> str:
+    """The figure as an <svg> element for an HTML page, as wide as what holds it. Draw it under `STYLE`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from simmim_scale.engine.engine import Engine
 from simmim_scale.engine.runtime import Runtime
 
 
@@ -26,8 +25,14 @@ class Evaluator(Protocol):
         ...
 
 
+class Evaluating(Protocol):
+    """What runs a batch: an `Engine` in training, an `InferenceEngine` otherwise."""
+
+    def evaluate_step(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
 def evaluate(
-    engine: Engine, batches: Iterable[Mapping[str, Tensor]], evaluators: Sequence[Evaluator], runtime: Runtime
+    engine: Evaluating, batches: Iterable[Mapping[str, Tensor]], evaluators: Sequence[Evaluator], runtime: Runtime
 ) -> dict[str, float]:
     """Runs every batch once. All ranks must call it together; the figures are complete on the main rank and empty elsewhere."""
     for batch in batches:
