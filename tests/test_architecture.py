@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str] | None] = {
     "simmim_scale.config": set(),
     "simmim_scale.kernels": set(),
     "simmim_scale.data": {"simmim_scale.config"},
-    "simmim_scale.engine": {"simmim_scale.config"},
+    "simmim_scale.engine": {"simmim_scale.config", "simmim_scale.kernels"},  # kernels: the optimizer is one
     "simmim_scale.reports": {"simmim_scale.config"},
     "simmim_scale.models": {"simmim_scale.config", "simmim_scale.kernels"},
     "simmim_scale.objectives": {"simmim_scale.config", "simmim_scale.kernels", "simmim_scale.models"},

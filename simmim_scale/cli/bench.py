@@ -1,6 +1,7 @@
 """`simmim bench ...`: measurements of parts of the system on this machine."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +98,51 @@ def compile_kernels(
         faults = sweep(out, dtypes=dtype or list(DTYPES), capabilities=parse_capabilities(capability), progress=console.print)
     console.print(f"{faults} kernels with faults; report: {out / 'README.md'}")
     raise typer.Exit(1 if faults else 0)
+
+
+@bench_app.command()
+def step(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a pre-training run; no data is read.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of a step. Default: train.micro_batch, or global_batch.")
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn; the median counts.")] = 7,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of one measurement. Default: 5 on a GPU, 1 else.")] = None,
+    warmup: Annotated[int, typer.Option(min=2, help="Steps before the first measurement.")] = 3,
+    against: Annotated[
+        str | None, typer.Option(help="'reference': also the published formulation, eager, in the same process.")
+    ] = None,
+    reference_checkpointing: Annotated[
+        bool, typer.Option(help="Let the reference recompute its blocks in backward, where it does not fit otherwise.")
+    ] = False,
+    memory: Annotated[bool, typer.Option(help="Measure the peak memory; on a CPU in processes of their own.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Directory for step.json and step.png.")] = None,
+) -> None:
+    """Images per second, MFU, memory and time by category of one training step, on random images."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's library talks on stderr; read when torch is imported
+    import torch
+
+    from simmim_scale.bench.step import StepOptions, bench_step
+    from simmim_scale.bench.step_report import step_tables, write_step_results
+    from simmim_scale.config.load import load_config
+
+    console = Console(highlight=False, soft_wrap=True)
+    options = StepOptions(
+        batch=batch,
+        turns=turns,
+        steps=steps or (5 if torch.cuda.is_available() else 1),
+        warmup=warmup,
+        against=against,
+        checkpointed=reference_checkpointing,
+        memory=memory,
+    )
+    with user_errors():
+        result = bench_step(load_config(config, overrides or []), options, progress=lambda text: console.print(text, style="dim"))
+    for table in step_tables(result):
+        console.print(table, width=max(console.width, 120))
+    for path in write_step_results(result, out) if out is not None else []:
+        console.print(str(path))
 
 
 def loader_tables(result: dict[str, Any]) -> list[Table]:

@@ -143,6 +143,7 @@ def build(run: Prepared) -> Engine:
         max_nonfinite_steps=config.train.max_nonfinite_steps,
         lr_scales=lambda module: layer_scales(module, config.optimizer.layer_decay),
         ema_decay=config.optimizer.ema_decay,
+        adamw=config.kernels.optimizer,
         extra=config.deepspeed,
     )
     if run.saved is not None:
@@ -212,6 +213,6 @@ def make_meter(run: Prepared) -> Throughput:
     peak = config.report.peak_tflops * 1e12 if config.report.peak_tflops else known
     return Throughput(
         run.plan.global_batch,
-        flops_per_image=training_flops_per_image(run.model_facts["multiply_adds"]),
+        flops_per_image=training_flops_per_image(run.model_facts["multiply_adds"] + run.model_facts["head_multiply_adds"]),
         peak_flops=peak * world_size if peak else None,
     )

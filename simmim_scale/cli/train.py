@@ -105,6 +105,7 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
             meter=make_meter(run),
             stop=stop,
             facts={"num_samples": run.task.num_samples},
+            read_late=runtime.device.type == "cuda",
         )
         return fit(loop)
 

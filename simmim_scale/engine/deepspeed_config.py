@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
+from simmim_scale.engine.zero_settings import ModelSizes, zero_settings
 
 # Keys of DeepSpeed that a setting of ours owns: two owners of one number would disagree sooner or later.
 OWNED = {
@@ -21,7 +22,7 @@ OWNED = {
     "fp16.initial_scale_power": "engine.fp16_initial_scale_power",
     "fp16.loss_scale_window": "engine.fp16_scale_window",
     "fp16.min_loss_scale": "engine.fp16_min_scale",
-    # Without these two a non-finite gradient would be applied instead of skipped.
+    # Changed, these two would let a non-finite gradient be applied instead of skipped.
     "zero_optimization.compute_grad_norm": "train.max_nonfinite_steps",
     "bf16.check_grad_overflow": "train.max_nonfinite_steps",
 }
@@ -34,43 +35,59 @@ def deepspeed_config(
     micro_batch: int,
     accumulation: int,
     global_batch: int,
+    sizes: ModelSizes | None = None,
+    world_size: int = 1,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
     Args:
         micro_batch, accumulation, global_batch: the plan's numbers; samples, micro-batches, samples.
+        sizes: the model's, for ZeRO's buffers; None before it exists.
         extra: the config's `deepspeed:` section, merged last, section by section.
     Raises:
         ValueError: `extra` sets a key that one of our settings owns.
     """
+    own = guards_itself(engine, extra)
     config: dict[str, Any] = {
         "train_batch_size": global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": 0.0 if guards_itself(engine) else optimizer.clip_grad or 0.0,
-        "zero_optimization": {"stage": engine.zero_stage},
+        "gradient_clipping": 0.0 if own else optimizer.clip_grad or 0.0,
+        "zero_optimization": _zero(engine, sizes, world_size=world_size, own=own),
         # torch.optim.AdamW needs no compilation, unlike DeepSpeed's own; it is "untested" only in DeepSpeed's list.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
-        **_precision(engine),
+        **_precision(engine, own=own),
     }
     _reject_owned(extra or {})
     return _merge(config, extra or {})
 
 
-def guards_itself(engine: EngineConfig) -> bool:
-    """True where DeepSpeed uses our optimizer bare (stage 0 in fp32) and so neither checks nor measures gradients."""
-    return engine.zero_stage == 0 and engine.precision == "fp32"
+def guards_itself(engine: EngineConfig, extra: Mapping[str, Any] | None = None) -> bool:
+    """True where our optimizer measures, clips and skips, since DeepSpeed would not, or would make the host wait for it.
+
+    Stage 0 in fp32: DeepSpeed uses our optimizer bare, and neither checks nor measures gradients. Stage 2 in bf16: with its
+    checks off it asks the device nothing. That is the one sharded case where they can be off: stage 1 in bf16 is another class of
+    DeepSpeed's, whose check is fixed, stage 3 always checks, and offloaded gradients are not on the device.
+    """
+    offloads = (extra or {}).get("zero_optimization", {}).get("offload_optimizer") is not None
+    return (engine.zero_stage, engine.precision) in {(0, "fp32"), (2, "bf16")} and not offloads
 
 
-def _precision(engine: EngineConfig) -> dict[str, Any]:
+def _zero(engine: EngineConfig, sizes: ModelSizes | None, *, world_size: int, own: bool) -> dict[str, Any]:
+    section = zero_settings(engine.zero_stage, sizes, world_size=world_size)
+    return {**section, "compute_grad_norm": False} if own and engine.zero_stage > 0 else section
+
+
+def _precision(engine: EngineConfig, *, own: bool) -> dict[str, Any]:
     if engine.precision == "fp32":
         return {}
     section: dict[str, Any] = {"enabled": True}
     if engine.precision == "bf16":
-        section["check_grad_overflow"] = True  # without it a NaN gradient is applied in stages 1 and 2
+        # Our optimizer refuses what is not finite, or DeepSpeed must: without the check it applies a NaN in stages 1 and 2.
+        section["check_grad_overflow"] = not own
     else:
         section |= _loss_scaling(engine)
     # Micro-batches are summed in fp32 where DeepSpeed can: in bf16 the sum would lose what the later ones add.

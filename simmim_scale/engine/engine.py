@@ -1,7 +1,14 @@
 """The engine: one training step, one evaluation step, saving and loading, over DeepSpeed's stages 0 to 3.
 
-Read `Engine.train_step` first. A step with a non-finite loss or gradient is skipped on all ranks: parameters and optimizer
-state stay as they were, while the step counter, and with it the learning rate and the samples, moves on.
+Read `Engine.launch_step` and `Engine.finish_step` first. A step with a non-finite loss or gradient is skipped on all ranks:
+parameters and optimizer state stay as they were, while the step counter, and with it the learning rate and the samples, moves on.
+
+Launching reads nothing back from a GPU: what a step amounted to (loss, norm, whether a rank was asked to stop) is reduced and
+copied on the device's queue, and `finish_step` reads it, which the loop does one step late. In stage 0 with fp32 and stage 2 with
+bf16 nothing in a step makes the host wait: the optimizer clips and skips on the device. What DeepSpeed (0.19.8) asks elsewhere
+was read in its source and is counted in tests/multiprocess/test_engine.py: whether the norm is finite (stages 1 and 3), once more
+per parameter group for clipping in fp32, a constant per group; fp16 must know its loss scale; stage 0 in bf16 or fp16 asks per
+parameter (stage 2 holds the same on one rank); and between ranks, overlapped reductions of stages 1 and 2 end in a wait.
 """
 
 import logging
@@ -13,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
 from simmim_scale.engine import ema
@@ -20,11 +28,15 @@ from simmim_scale.engine.activation_checkpointing import apply_activation_checkp
 from simmim_scale.engine.deepspeed_config import deepspeed_config, guards_itself
 from simmim_scale.engine.ema import WeightAverage, master_weights
 from simmim_scale.engine.guard import NonFiniteGuard, first_nonfinite_module
-from simmim_scale.engine.optim import GuardedAdamW, parameter_groups
+from simmim_scale.engine.host_copy import HostCopy
+from simmim_scale.engine.optim import GuardedStep, build_adamw, parameter_groups
 from simmim_scale.engine.precision import require_precision
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.engine.schedule import set_learning_rate
 from simmim_scale.engine.state import full_state_dict, load_state, save_state
+from simmim_scale.engine.zero_leaves import mark_leaves, model_sizes
+from simmim_scale.engine.zero_settings import ModelSizes
+from simmim_scale.kernels.optimizer import AdamWForm, choose_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +57,7 @@ class StepResult:
             or fp16 merely lowered its loss scale.
         loss_scale: fp16's scale during this step; None in other precisions.
         nonfinite_steps: how many steps of the run were skipped for a nonfinite_source.
+        stop: some rank was asked to stop when it launched this step.
     """
 
     step: int
@@ -55,6 +68,26 @@ class StepResult:
     nonfinite_source: str | None
     loss_scale: float | None
     nonfinite_steps: int
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device may still be busy with. `finish_step` makes a `StepResult` of it.
+
+    Attributes:
+        batches, losses: this rank's micro-batches and their losses, kept to diagnose a step that was not finite.
+        numbers: [sum of the ranks' losses, number of ranks that were asked to stop, gradient norm].
+        deepspeed_skipped: DeepSpeed itself found the step not finite, which it knows on the host.
+    """
+
+    step: int
+    lr: float
+    scale: float | None
+    batches: "list[Batch]"
+    losses: list[Tensor]
+    numbers: HostCopy
+    deepspeed_skipped: bool
 
 
 def build_engine(
@@ -71,6 +104,7 @@ def build_engine(
     max_nonfinite_steps: int = 10,
     lr_scales: Callable[[nn.Module], Mapping[str, float]] | None = None,
     ema_decay: float | None = None,
+    adamw: str = "auto",
     extra: Mapping[str, Any] | None = None,
 ) -> "Engine":
     """Build the module (under `deepspeed.zero.Init` in stage 3) and the engine around it. Collective.
@@ -83,28 +117,47 @@ def build_engine(
         max_nonfinite_steps: stop after this many skipped steps in a row.
         lr_scales: factor of the learning rate of each parameter by name (layer decay); None: 1.
         ema_decay: of an average of the weights beside them; None: none is kept.
+        adamw: form of the optimizer, a name of `kernels/dispatch.py`.
         extra: the config's `deepspeed:` section.
     Raises:
-        ValueError: the device lacks the precision, `extra` sets a key we own, or the batch numbers do not multiply.
+        ValueError: the device lacks the precision, `extra` sets a key we own, the batch numbers do not multiply, or the form of
+            the optimizer cannot run here.
     """
     import deepspeed
 
     require_precision(engine.precision, runtime.device)
     _check_batch(micro_batch, accumulation, global_batch, runtime.world_size)
-    config = deepspeed_config(
-        engine, optimizer, micro_batch=micro_batch, accumulation=accumulation, global_batch=global_batch, extra=extra
-    )
+    form = choose_optimizer(adamw, device=runtime.device)
+    _check_form(adamw, form, engine)
+
+    def settings(sizes: ModelSizes | None) -> dict[str, Any]:
+        return deepspeed_config(
+            engine,
+            optimizer,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            global_batch=global_batch,
+            sizes=sizes,
+            world_size=runtime.world_size,
+            extra=extra,
+        )
+
     torch.manual_seed(seed)
-    with deepspeed.zero.Init(config_dict_or_path=config, enabled=engine.zero_stage == 3):
+    with deepspeed.zero.Init(config_dict_or_path=settings(None), enabled=engine.zero_stage == 3):
         module = build_module()
     module.train()
+    # Before the blocks' classes change: a block is gathered whole, so it is one leaf for ZeRO-3.
+    mark_leaves(module, engine)
     apply_activation_checkpointing(module, engine.activation_checkpointing)
+    own = guards_itself(engine, extra)
     groups = parameter_groups(module, optimizer.weight_decay, lr_scales(module) if lr_scales else None)
-    adamw = GuardedAdamW(groups, optimizer, guard=guards_itself(engine))
-    wrapped, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=config, dist_init_required=False)
-    adamw.armed = True
+    optim = build_adamw(groups, optimizer, form, guards=own)
+    config = settings(model_sizes(module))
+    wrapped, *_ = deepspeed.initialize(model=module, optimizer=optim, config=config, dist_init_required=False)
+    optim.armed = True
     average = WeightAverage(master_weights(wrapped), ema_decay) if ema_decay else None
-    return Engine(wrapped, engine, lr, accumulation, runtime, NonFiniteGuard(max_nonfinite_steps), average)
+    guard = NonFiniteGuard(max_nonfinite_steps)
+    return Engine(wrapped, engine, lr, accumulation, runtime, guard, own=optim if own else None, average=average)
 
 
 class Engine:
@@ -118,9 +171,12 @@ class Engine:
         accumulation: int,
         runtime: Runtime,
         guard: NonFiniteGuard,
+        *,
+        own: GuardedStep | None,
         average: WeightAverage | None = None,
     ) -> None:
         self.step = 0
+        self._in_flight = 0  # launched and not finished
         self.config = config
         self.runtime = runtime
         self._wrapped = wrapped
@@ -128,6 +184,7 @@ class Engine:
         self._accumulation = accumulation
         self._guard = guard
         self._average = average
+        self._own = own  # our optimizer where it guards itself
         self._scaler = LossScale(wrapped, config) if config.precision == "fp16" else None
 
     @property
@@ -136,27 +193,49 @@ class Engine:
         return self._wrapped.module
 
     def train_step(self, micro_batches: Iterable[Batch]) -> StepResult:
-        """One optimizer update from this rank's `accumulation` micro-batches, already on the device.
+        """Launch a step and wait for what it amounted to."""
+        return self.finish_step(self.launch_step(micro_batches))
 
-        They are kept until the update is done, so that a non-finite step can be diagnosed.
+    def launch_step(self, micro_batches: Iterable[Batch], *, stop: Callable[[], bool] = lambda: False) -> LaunchedStep:
+        """Queue one optimizer update from this rank's `accumulation` micro-batches, already on the device.
 
-        Raises:
-            NonFiniteError: too many skipped steps in a row.
-            LossScaleError: fp16 overflowed at the smallest loss scale.
+        Args:
+            stop: whether this rank was asked to stop; called once, when everything is queued.
         """
         self.runtime.heartbeat.mark("train", self.step)
         lr = self._lr(self.step)
         scale = self._scaler.value if self._scaler else None
         set_learning_rate(self._wrapped.optimizer, lr)
         batches, losses = self._accumulate(micro_batches)
-        loss = self.runtime.sum_ranks(float(torch.stack(losses).double().mean())) / self.runtime.world_size
         skipped = bool(getattr(self._wrapped.optimizer, "overflow", False))
+        numbers = HostCopy(self._numbers(losses, stop(), skipped))
         self.step += 1
-        if self._average and not skipped:
+        self._in_flight += 1
+        if self._average and not skipped and math.isfinite(numbers.read()[-1]):  # an average asks: it counts applied steps
             self._average.update()
-        source = self._account(skipped, loss, batches, losses, scale)
-        self.runtime.heartbeat.mark("between", self.step)  # records, waiting for data
-        return StepResult(self.step, loss, lr, self._grad_norm(skipped, scale), skipped, source, scale, self._guard.total)
+        return LaunchedStep(self.step, lr, scale, batches, losses, numbers, skipped)
+
+    def finish_step(self, launched: LaunchedStep) -> StepResult:
+        """What a launched step amounted to; steps are finished in the order of their launches.
+
+        A step that was not finite is diagnosed by running its forward again, with the parameters of now: they are those of that
+        step, unless a later launch was finite and has moved them on.
+
+        Raises:
+            NonFiniteError: too many skipped steps in a row.
+            LossScaleError: fp16 overflowed at the smallest loss scale.
+        """
+        self._in_flight -= 1
+        total, stops, norm = launched.numbers.read()
+        loss = total / self.runtime.world_size
+        skipped = launched.deepspeed_skipped or not math.isfinite(norm)
+        source = self._account(launched, skipped, loss)
+        by_hand = launched.scale if self._scaler and self._scaler.by_hand else None
+        norm = math.inf if skipped else norm / (by_hand or 1.0)
+        self.runtime.heartbeat.mark("between", launched.step)  # records, waiting for data
+        return StepResult(
+            launched.step, loss, launched.lr, norm, skipped, source, launched.scale, self._guard.total, stop=stops > 0
+        )
 
     def evaluate_step(self, batch: Batch) -> dict[str, Tensor]:
         """The module's outputs for a batch, in eval mode and without gradients. Every rank calls it equally often."""
@@ -174,6 +253,7 @@ class Engine:
         Raises:
             OSError: a file could not be written on some rank; raised on all of them.
         """
+        assert not self._in_flight, f"{self._in_flight} steps are not finished: the count of skipped steps would be short"
         self.runtime.heartbeat.mark("save")
         state: dict[str, Any] = {"step": self.step, "guard": self._guard.state_dict()}
         if self._average is None:
@@ -225,7 +305,10 @@ class Engine:
             loss = self._wrapped(batch)["loss"]
             losses.append(loss.detach())
             self._backward(loss, losses)
-            self._wrapped.step()
+            with record_function("optimizer"):  # for profilers: bench/step_profile.py
+                if self._own is not None and self.config.zero_stage > 0 and len(batches) == self._accumulation:
+                    self._own.measured_norm = self._sharded_norm()
+                self._wrapped.step()
         assert len(batches) == self._accumulation, f"a step takes {self._accumulation} micro-batches, got {len(batches)}"
         return batches, losses
 
@@ -236,20 +319,35 @@ class Engine:
             loss = loss * (1.0 + 0.0 * torch.stack(losses).sum())
         self._wrapped.backward(self._scaler.scale(loss) if self._scaler else loss)
 
-    def _account(self, skipped: bool, loss: float, batches: list[Batch], losses: list[Tensor], scale: float | None) -> str | None:
+    def _sharded_norm(self) -> Tensor:
+        """L2 norm of the averaged gradients, of which stage 2 has left each rank its part. The same on all ranks."""
+        held = [gradient for part in self._wrapped.optimizer.averaged_gradients.values() for gradient in part or ()]
+        return self.runtime.sum_in_place(torch.nn.utils.get_total_norm(held).float().square()).sqrt()
+
+    def _numbers(self, losses: list[Tensor], stop: bool, skipped: bool) -> Tensor:
+        """What `LaunchedStep.numbers` lists, on the device, with one reduction. `full` takes its value without a copy."""
+        device = losses[0].device
+        loss = torch.stack(losses).double().mean()[None]
+        summed = self.runtime.sum_in_place(torch.cat([loss, torch.full((1,), float(stop), dtype=torch.float64, device=device)]))
+        norm = self._wrapped.get_global_grad_norm() if self._own is None else self._own.last_norm
+        if skipped or not isinstance(norm, Tensor):
+            norm = torch.full((1,), math.inf if skipped or norm is None else float(norm), device=device)
+        return torch.cat([summed, norm.detach().reshape(1).double()])
+
+    def _account(self, launched: LaunchedStep, skipped: bool, loss: float) -> str | None:
         """Count what happened; name the source when the step was skipped for a reason that needs attention."""
         if not skipped:
-            assert math.isfinite(loss), f"step {self.step} was applied although its loss is {loss}"
+            assert math.isfinite(loss), f"step {launched.step} was applied although its loss is {loss}"
             self._guard.finite()
             return None
         if self._scaler and math.isfinite(loss):
-            if scale is not None and scale <= self.config.fp16_min_scale:
-                self._guard.overflow_at_floor(self.step, scale)
+            if launched.scale is not None and launched.scale <= self.config.fp16_min_scale:
+                self._guard.overflow_at_floor(launched.step, launched.scale)
             return None  # the scale was halved: fp16's normal course
-        source = self._diagnose(batches, losses)
+        source = self._diagnose(launched.batches, launched.losses)
         if self.runtime.is_main:
-            logger.warning("step %d skipped: loss %g, not finite first in %s", self.step, loss, source)
-        self._guard.nonfinite(self.step, source)
+            logger.warning("step %d skipped: loss %g, not finite first in %s", launched.step, loss, source)
+        self._guard.nonfinite(launched.step, source)
         return source
 
     def _diagnose(self, batches: list[Batch], losses: list[Tensor]) -> str:
@@ -264,12 +362,6 @@ class Engine:
         if names:
             return names[0]
         return "gradients" if not self.runtime.any_rank(bool(bad)) else "loss"
-
-    def _grad_norm(self, skipped: bool, scale: float | None) -> float:
-        norm = self._wrapped.get_global_grad_norm()
-        if skipped or norm is None:
-            return math.inf
-        return float(norm) / (scale if self._scaler and self._scaler.by_hand else 1.0)
 
 
 class LossScale:
@@ -290,6 +382,15 @@ class LossScale:
 
     def scale(self, loss: Tensor) -> Tensor:
         return loss * self.value if self.by_hand else loss
+
+
+def _check_form(name: str, form: AdamWForm, engine: EngineConfig) -> None:
+    """DeepSpeed's stage 0 treats NVIDIA's and its own FusedAdam apart, with flat masters that our saves do not know."""
+    if engine.zero_stage == 0 and engine.precision != "fp32" and form.cls.__name__ == "FusedAdam":
+        raise ValueError(
+            f"kernels.optimizer: {name} needs engine.zero_stage 1, 2 or 3 in {engine.precision}, got stage 0."
+            " Stage 1 holds the same on one rank; or choose torch_fused."
+        )
 
 
 def _check_batch(micro_batch: int, accumulation: int, global_batch: int, world_size: int) -> None:

@@ -1,12 +1,13 @@
-"""AdamW with the published no-decay and layer-decay groups, and a guard for the one case where DeepSpeed checks no gradients."""
+"""AdamW with the published no-decay and layer-decay groups, and a guard for where DeepSpeed checks no gradients."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simmim_scale.config.schema import OptimizerConfig
+from simmim_scale.kernels.optimizer import AdamWForm
 
 # Besides 1-D parameters and biases: the mask token and what describes relative positions (released SimMIM and Swin code).
 NO_DECAY = ("mask_token", "cpb_mlp", "rpe_mlp", "logit_scale", "relative_position_bias_table", "absolute_pos_embed")
@@ -46,37 +47,52 @@ def _group_name(scale: float, decay: bool) -> str:
     return name if scale == 1.0 else f"{name} x{scale:.6g}"
 
 
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that does nothing until it is armed, and that can refuse non-finite gradients and clip by itself.
+class GuardedStep:
+    """Mixed into an AdamW: it does nothing until armed, and clips and refuses non-finite gradients where DeepSpeed does not.
 
-    Arming: DeepSpeed's stage 0 in bf16 and fp16 takes a step with zero gradients when it is built, which would advance
-    Adam's step count. Guarding: in stage 0 with fp32 DeepSpeed hands the gradients over unchecked; then `guard` makes
-    this class clip, and offer `overflow` and `_global_grad_norm` under the names DeepSpeed reads from its own wrappers.
+    Arming: DeepSpeed's stage 0 in bf16 and fp16 takes a step with zero gradients when it is built, which would advance Adam's
+    step count. Guarding (`guards_itself` says where): the norm stays on the device. A form that skips there reads it in the very
+    kernel that updates, which also divides the gradients by the clipping factor: no pass over memory, no wait. Others wait.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig, *, guard: bool) -> None:
-        # fused: one pass over memory instead of about ten, on CPU as on GPU. The rate is set before every step.
-        super().__init__(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    def guard(self, config: OptimizerConfig, *, guards: bool, skips_on_device: bool) -> None:
+        """Set up, right after construction."""
         self.armed = False
-        self.guard = guard
+        self.guards = guards
         self.clip = config.clip_grad
-        if guard:
-            self.overflow = False
-            self._global_grad_norm = 0.0
+        self._skips_on_device = skips_on_device
+        # Over all ranks and groups, where this rank holds but a part (set before each step); None: of the gradients held here.
+        self.measured_norm: Tensor | None = None
+        self.last_norm: Tensor | None = None  # before clipping, of the latest guarded step
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         assert closure is None, "closures would re-run the forward pass outside the engine"
-        if self.armed and (not self.guard or self._clip_finite()):
-            super().step()
+        if self.armed and (not self.guards or self._admit()):
+            super().step()  # type: ignore[misc]
 
-    def _clip_finite(self) -> bool:
-        """Measure the gradients, clip them, and say whether they were finite."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._global_grad_norm = float(norm)
-        self.overflow = not bool(torch.isfinite(norm))
-        if self.clip is not None and not self.overflow:
-            factor = torch.clamp(self.clip / (norm + 1e-6), max=1.0)  # as DeepSpeed computes it in its other stages
-            torch._foreach_mul_(gradients, factor)
-        return not self.overflow
+    def _admit(self) -> bool:
+        """Arrange for this step to be clipped, or to leave everything alone; False: do not even call it."""
+        groups: list[dict[str, Any]] = self.param_groups  # type: ignore[attr-defined]
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if self.measured_norm is None else self.measured_norm
+        self.last_norm = norm
+        # As DeepSpeed computes it in its other stages. Of a norm that is not finite nothing is used.
+        factor = None if self.clip is None else torch.clamp((norm + 1e-6) / self.clip, min=1.0)
+        if self._skips_on_device:
+            self.found_inf = (~torch.isfinite(norm)).to(torch.float32)
+            self.grad_scale = factor if factor is None else factor.to(torch.float32)
+            return True
+        if not bool(torch.isfinite(norm)):
+            return False
+        if factor is not None:
+            torch._foreach_div_(gradients, factor)
+        return True
+
+
+def build_adamw(groups: list[dict[str, Any]], config: OptimizerConfig, form: AdamWForm, *, guards: bool) -> Any:
+    """The form's optimizer with the guard mixed in. The learning rate is set before every step (engine/schedule.py)."""
+    cls = type(f"Guarded{form.cls.__name__}", (GuardedStep, form.cls), {})
+    adamw = cls(groups, lr=0.0, betas=config.betas, eps=config.eps, **form.arguments)
+    adamw.guard(config, guards=guards, skips_on_device=form.skips_on_device)
+    return adamw

@@ -63,6 +63,12 @@ class Runtime:
         """Smallest `value` of any rank."""
         return self._reduce(value, dist.ReduceOp.MIN)
 
+    def sum_in_place(self, values: torch.Tensor) -> torch.Tensor:
+        """Replace `values` (on the device) by their sum over the ranks; the host of a GPU does not wait for it."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
     def broadcast_object(self, value: Any) -> Any:
         """The main rank's `value`, on every rank. It travels as a pickle, inside the job only."""
         box = [value]

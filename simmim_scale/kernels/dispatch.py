@@ -54,6 +54,16 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
         Implementation("triton", "simmim_scale.kernels.masked_loss.triton", needs="triton"),
         Implementation("reference", "simmim_scale.kernels.masked_loss.reference"),
     ),
+    "optimizer": (
+        # First, since it alone clips and skips on the device; the others make a guarded step wait for the norm.
+        Implementation("torch_fused", "simmim_scale.kernels.optimizer.torch_fused"),
+        Implementation("apex", "simmim_scale.kernels.optimizer.apex"),
+        Implementation("deepspeed", "simmim_scale.kernels.optimizer.deepspeed", needs="deepspeed"),
+        Implementation("torch_foreach", "simmim_scale.kernels.optimizer.torch_foreach"),
+        # Behind one that runs everywhere, so that auto never compiles for two minutes.
+        Implementation("deepspeed_cpu", "simmim_scale.kernels.optimizer.deepspeed_cpu", needs="deepspeed"),
+        Implementation("reference", "simmim_scale.kernels.optimizer.reference"),
+    ),
 }
 
 

@@ -32,6 +32,13 @@ def multiply_adds(backbone: nn.Module, image_size: tuple[int, int], *, in_chans:
     return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 
+def head_multiply_adds(head: nn.Module, features: torch.Tensor) -> int:
+    """Multiply-adds of a head's forward pass on `features` (of the meta device, of one image)."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _on_meta(head)(features)
+    return counter.get_total_flops() // 2
+
+
 def _on_meta(module: nn.Module) -> nn.Module:
     # The memo hands deepcopy a shapeless twin for every tensor, so that not even a copy of the weights is made.
     memo: dict[int, object] = {}

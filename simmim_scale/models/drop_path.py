@@ -3,6 +3,7 @@
 Letters: b batch, r residual branches (two per block).
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -35,15 +36,20 @@ def sample_drop_path(rates: Sequence[float], seed: int, position: Int[Tensor, "b
     key = _mix(position.to(torch.int64) ^ _signed(_mix_int(seed)))
     bits = _mix(key[None, :] + (branch + 1) * _signed(0x9E3779B97F4A7C15))
     uniform = _shift_right(bits, 40).to(torch.float32) * 2.0**-24  # 24 bits: every value is an exact fp32 number in [0, 1)
-    rate = torch.tensor(list(rates), dtype=torch.float32, device=device)[:, None]
+    rate = _column(tuple(rates), device)
     return (uniform >= rate).to(torch.float32) / (1.0 - rate)
 
 
 def draw_drop_path(rates: Sequence[float], batch: int, like: Tensor) -> Float[Tensor, "r b"]:
     """Scales as in `sample_drop_path`, drawn from torch's generator of `like`'s device, for callers without positions."""
-    rate = torch.tensor(list(rates), dtype=torch.float32, device=like.device)[:, None]
+    rate = _column(tuple(rates), like.device)
     uniform = torch.rand(len(rates), batch, dtype=torch.float32, device=like.device)
     return (uniform >= rate).to(torch.float32) / (1.0 - rate)
+
+
+@functools.lru_cache(maxsize=64)  # a copy from the host makes it wait for the device: once per model, not once per step
+def _column(rates: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(rates, dtype=torch.float32, device=device)[:, None]
 
 
 def add_branch(x: Float[Tensor, "b h w c"], branch: Float[Tensor, "b h w c"], scale: Tensor | None) -> Float[Tensor, "b h w c"]:

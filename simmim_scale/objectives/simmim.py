@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from simmim_scale.config.schema import ModelConfig, ObjectiveConfig
 from simmim_scale.models import build_backbone
@@ -112,7 +113,8 @@ class SimMIM(nn.Module):
         tokens = self._hidden_tokens(batch["mask"], mask) if self.training else None
         prediction = predict(self.head, self.meeting.features(features), patch=self.meeting.patch, tokens=tokens)
         hidden = self.hidden(pictures, mask)
-        sums = self.target.sums(prediction, pictures, hidden)
+        with record_function("loss"):  # for profilers: bench/step_profile.py
+            sums = self.target.sums(prediction, pictures, hidden)
         valid = batch.get("valid")
         if self.training:
             return {"loss": sums.mean(valid)}

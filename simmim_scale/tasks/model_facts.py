@@ -10,7 +10,7 @@ from simmim_scale.config.schema import Config, MaskConfig
 from simmim_scale.data.mask_distance import Distance, mask_grid, setting_distance
 from simmim_scale.data.masks import num_hidden
 from simmim_scale.data.shards import ShardIndex
-from simmim_scale.models.complexity import count_parameters, multiply_adds
+from simmim_scale.models.complexity import count_parameters, head_multiply_adds, multiply_adds
 from simmim_scale.objectives.classifier import build_classifier
 from simmim_scale.objectives.simmim import build_simmim
 
@@ -67,14 +67,31 @@ def _build(config: Config) -> nn.Module:
 
 def _task_facts(config: Config, module: nn.Module) -> dict[str, Any]:
     if config.task == "classification":
-        return {"num_classes": module.num_classes, "layer_decay": config.optimizer.layer_decay}
+        return {
+            "head_multiply_adds": module.head.weight.numel(),
+            "num_classes": module.num_classes,
+            "layer_decay": config.optimizer.layer_decay,
+        }
     mask = config.mask
     grid = mask_grid(config.model.image_size, mask.cell)
     return {
+        "head_multiply_adds": _head_multiply_adds(config, module),
         "mask_cells": grid[0] * grid[1],
         "hidden_cells": num_hidden(grid, mask.ratio),
         "avg_dist": round(describe_distance(mask, config.model.image_size).mean, 2),
     }
+
+
+def _head_multiply_adds(config: Config, module: nn.Module) -> int:
+    """Of SimMIM's head for one image in training, where a tokenwise head is asked for hidden tokens alone if cells are whole tokens."""
+    stride, mask = module.backbone.stride, config.mask
+    sides = (-(-side // stride) for side in config.model.image_size)
+    features = torch.empty(1, *sides, module.backbone.num_features, device="meta")
+    whole = head_multiply_adds(module.head, module.meeting.features(features))
+    if mask.cell % stride or not getattr(module.head, "tokenwise", False):
+        return whole
+    grid = mask_grid(config.model.image_size, mask.cell)
+    return whole * num_hidden(grid, mask.ratio) // (grid[0] * grid[1])
 
 
 def _num_classes(config: Config) -> int:

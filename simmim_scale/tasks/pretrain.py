@@ -56,6 +56,20 @@ def hidden_cells(mask: MaskConfig, image_size: tuple[int, int]) -> HiddenCells:
     return HiddenCells(grid, num_hidden(grid, mask.ratio))
 
 
+def build_module(config: Config) -> SimMIM:
+    """The module that a pre-training run trains, without its data."""
+    return build_simmim(
+        config.model,
+        config.objective,
+        mean=config.data.mean,
+        std=config.data.std,
+        seed=config.seed,
+        attention=config.kernels.window_attention,
+        masked_loss=config.kernels.masked_loss,
+        hidden_cells=hidden_cells(config.mask, config.model.image_size),
+    )
+
+
 @dataclass(frozen=True)
 class PretrainTask:
     """SimMIM pre-training on the samples of `train_index`, compared on those of `validation_index`."""
@@ -69,17 +83,7 @@ class PretrainTask:
         return len(self.train_index)
 
     def build_module(self) -> SimMIM:
-        config = self.config
-        return build_simmim(
-            config.model,
-            config.objective,
-            mean=config.data.mean,
-            std=config.data.std,
-            seed=config.seed,
-            attention=config.kernels.window_attention,
-            masked_loss=config.kernels.masked_loss,
-            hidden_cells=hidden_cells(config.mask, config.model.image_size),
-        )
+        return build_module(self.config)
 
     def load_initial(self, module: nn.Module, weights: Weights) -> None:
         """All weights: of the backbone, the mask token and the head."""

@@ -2,6 +2,9 @@
 
 Order of a step: wait for data, update, validate if due, write the record, save if due, leave if asked to.
 A record is written before the save that covers it, so after a resume the log is cut at the step that was saved.
+
+On a GPU a step's numbers are read when the next step is queued (`Loop.read_late`), so that the device never waits for the host;
+before a validation, a save and the end, nothing is left unread. Asked to stop, such a run does one more step.
 """
 
 import math
@@ -15,11 +18,11 @@ from torch import Tensor
 
 from simmim_scale.config.plan import Plan
 from simmim_scale.engine.checkpoint import RunStateStore
-from simmim_scale.engine.engine import Engine, StepResult
+from simmim_scale.engine.engine import Engine, LaunchedStep, StepResult
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.reports.records import StepRecord
 from simmim_scale.reports.sinks import Sinks
-from simmim_scale.reports.throughput import Throughput
+from simmim_scale.reports.throughput import Reading, Throughput
 from simmim_scale.train.evaluate import Evaluator, evaluate
 from simmim_scale.train.stop import StopRequest
 
@@ -69,6 +72,7 @@ class Loop:
     """Everything `fit` works with; built by the command line from configuration, plan and task.
 
     Args:
+        read_late: read a step's numbers one step later, for devices that work on while the host goes ahead.
         facts: written into every save and compared on resume, for instance the number of samples.
     """
 
@@ -84,6 +88,15 @@ class Loop:
     meter: Throughput
     stop: StopRequest
     facts: Mapping[str, Any]
+    read_late: bool = False
+
+
+@dataclass(frozen=True)
+class _Underway:
+    """A launched step and what the meter read then."""
+
+    launched: LaunchedStep
+    reading: Reading
 
 
 def fit(loop: Loop) -> Outcome:
@@ -93,19 +106,39 @@ def fit(loop: Loop) -> Outcome:
         How it ended; when preempted, the run state of the last finished step is saved.
     """
     batches = iter(loop.loader)
+    underway: _Underway | None = None
+    stopping = False
     while loop.engine.step < loop.plan.total_steps:
-        # The micro-batches of a step are fetched before the update, so that waiting and computing are told apart.
-        with loop.meter.waiting():
-            micro_batches = [next(batches) for _ in range(loop.plan.accumulation)]
-        result = loop.engine.train_step([_to_device(batch, loop.runtime) for batch in micro_batches])
-        record = _measure(loop, result)
-        _report(loop, record)
-        stopping = loop.runtime.any_rank(loop.stop.received is not None)
-        if loop.save.due(result.step) or stopping:
-            save_run_state(loop)
-        if stopping and result.step < loop.plan.total_steps:
+        previous, underway = underway, _launch(loop, batches)
+        if previous is not None:
+            stopping = _conclude(loop, previous)
+        # Every rank knows the same here: steps are counted alike, and a request to stop is reduced with a step's loss.
+        step = loop.engine.step
+        due = loop.save.due(step) or (loop.validation is not None and loop.validate.due(step))
+        if due or stopping or not loop.read_late:
+            stopping = _conclude(loop, underway) or stopping
+            underway = None
+            if loop.save.due(step) or stopping:
+                save_run_state(loop)
+        if stopping and step < loop.plan.total_steps:
             return Outcome.PREEMPTED
     return Outcome.FINISHED
+
+
+def _launch(loop: Loop, batches: Iterator[Batch]) -> _Underway:
+    # The micro-batches of a step are fetched before the update, so that waiting and computing are told apart.
+    with loop.meter.waiting():
+        micro_batches = [next(batches) for _ in range(loop.plan.accumulation)]
+    on_device = [_to_device(batch, loop.runtime) for batch in micro_batches]
+    launched = loop.engine.launch_step(on_device, stop=lambda: loop.stop.received is not None)
+    return _Underway(launched, loop.meter.step())
+
+
+def _conclude(loop: Loop, underway: _Underway) -> bool:
+    """Read a step's numbers, validate if due, write the record; whether some rank was asked to stop."""
+    result = loop.engine.finish_step(underway.launched)
+    _report(loop, _measure(loop, result, underway.reading))
+    return result.stop
 
 
 def save_run_state(loop: Loop) -> None:
@@ -116,8 +149,7 @@ def save_run_state(loop: Loop) -> None:
         loop.store.save(loop.engine, client_state=facts)
 
 
-def _measure(loop: Loop, result: StepResult) -> StepRecord:
-    reading = loop.meter.step()
+def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
     validation = None
     if loop.validation is not None and loop.validate.due(result.step):
         with loop.meter.paused():

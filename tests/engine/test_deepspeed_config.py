@@ -25,7 +25,16 @@ def test_clipping_has_exactly_one_owner(stage, precision):
     config = derive(zero_stage=stage, precision=precision)
     by_us = guards_itself(EngineConfig(zero_stage=stage, precision=precision))
     assert (config["gradient_clipping"] == 0.0) is by_us
-    assert by_us == (stage == 0 and precision == "fp32")
+    assert by_us == ((stage, precision) in {(0, "fp32"), (2, "bf16")})
+
+
+def test_deepspeed_guards_what_is_offloaded():
+    extra = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    config = derive(extra, zero_stage=2, precision="bf16")
+    assert config["gradient_clipping"] == 5.0
+    assert config["bf16"]["check_grad_overflow"]
+    assert "compute_grad_norm" not in config["zero_optimization"]
+    assert derive(zero_stage=2, precision="bf16")["zero_optimization"]["compute_grad_norm"] is False
 
 
 def test_no_clipping_is_zero_for_deepspeed():
@@ -34,7 +43,8 @@ def test_no_clipping_is_zero_for_deepspeed():
 
 def test_precision_sections():
     assert not {"bf16", "fp16"} & set(derive(precision="fp32"))
-    assert derive(precision="bf16")["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert derive(precision="bf16", zero_stage=3)["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert derive(precision="bf16", zero_stage=2)["bf16"] == {"enabled": True, "check_grad_overflow": False}
     section = derive(precision="fp16", fp16_initial_scale_power=12, fp16_scale_window=50, fp16_min_scale=2)["fp16"]
     assert section["initial_scale_power"] == 12
     assert section["loss_scale_window"] == 50
@@ -49,7 +59,7 @@ def test_micro_batches_are_summed_in_fp32_where_deepspeed_can():
 
 def test_extra_keys_merge_section_by_section():
     config = derive({"zero_optimization": {"overlap_comm": False}, "wall_clock_breakdown": True}, zero_stage=2)
-    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": False, "compute_grad_norm": False}
     assert config["wall_clock_breakdown"] is True
 
 

@@ -236,6 +236,46 @@ def collectives(runtime: Runtime, _directory: Path) -> dict:
     }
 
 
+def host_reads(runtime: Runtime, _directory: Path) -> dict:
+    """What a launched step asks of the device, per stage and precision."""
+    from tests.host_reads import HostReads
+
+    found = {}
+    for stage, name in [*((stage, "fp32") for stage in STAGES), *((stage, "bf16") for stage in STAGES[1:])]:
+        engine = make(runtime, stage, precision=name)
+        train(engine, standin.global_batch(0))  # state and traces are made in the first step
+        batches = list(standin.micro_batches(standin.global_batch(1), runtime.rank, runtime.world_size, 2))
+        with HostReads() as reads:
+            launched = engine.launch_step(batches)
+        found[f"{stage}-{name}"] = dict(reads.found)
+        found.setdefault("losses", []).append(engine.finish_step(launched).loss)
+        engine.destroy()
+    return found
+
+
+def late(runtime: Runtime, _directory: Path) -> dict:
+    """Every step read one step late, as the loop does on a GPU, with a bad one among them: the same losses, the same account."""
+    found = {}
+    for stage in (2, 3):
+        engine = make(runtime, stage, precision="bf16", lr=_constant)
+        launched, results = None, []
+        for batch in [standin.global_batch(0), standin.global_batch(1), _spoiled("x"), _spoiled("y"), standin.global_batch(2)]:
+            following = engine.launch_step(standin.micro_batches(batch, runtime.rank, runtime.world_size, 2), stop=lambda: True)
+            results += [engine.finish_step(launched)] if launched else []
+            launched = following
+        results.append(engine.finish_step(launched))
+        found[str(stage)] = {
+            "late": [result.loss for result in results if not result.skipped],
+            "at_once": _losses(make(runtime, stage, precision="bf16", lr=_constant), [0, 1, 2]),
+            "steps": [result.step for result in results],
+            "sources": [result.nonfinite_source for result in results],
+            "counted": results[-1].nonfinite_steps,
+            "stop": [result.stop for result in results],
+        }
+        engine.destroy()
+    return found
+
+
 def _constant(_step: int) -> float:
     return 1e-3
 
@@ -270,7 +310,9 @@ def _report(runtime: Runtime, name: str, found: dict) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     directory, names = Path(sys.argv[1]), sys.argv[2:]
-    scenarios = {f.__name__: f for f in (curves, nonfinite, gives_up, fp16, saves, resumes, disk_full, collectives)}
+    scenarios = {
+        f.__name__: f for f in (curves, nonfinite, gives_up, fp16, saves, resumes, disk_full, collectives, host_reads, late)
+    }
     runtime = start_runtime(timeout_minutes=2)
     for name in names:
         _report(runtime, name, scenarios[name](runtime, directory))

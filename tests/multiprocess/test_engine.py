@@ -25,14 +25,14 @@ def results(outputs: list[str]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    return results(run_ranks(WORKER, 1, str(tmp_path_factory.mktemp("one")), "collectives", "curves"))[0]
+    return results(run_ranks(WORKER, 1, str(tmp_path_factory.mktemp("one")), "collectives", "curves", "host_reads"))[0]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Both ranks' results, and the directory of saves that the job left when it was killed."""
     directory = tmp_path_factory.mktemp("two")
-    names = ["collectives", "curves", "nonfinite", "gives_up", "disk_full", "saves"]
+    names = ["collectives", "curves", "nonfinite", "late", "gives_up", "disk_full", "saves"]
     outputs = finish_ranks(killed_together(start_ranks(WORKER, 2, str(directory), *names)), expected=-signal.SIGKILL)
     return results(outputs), directory
 
@@ -108,6 +108,35 @@ def test_a_bad_step_is_skipped_as_if_it_had_not_been(two_ranks, stage, precision
         assert found["counted"] == 2
         # A NaN image breaks the first module that sees it; an infinite target breaks the loss alone, its gradients are finite.
         assert found["sources"] == ["backbone.blocks.0.fc1", "loss"]
+
+
+def test_a_launched_step_asks_the_device_only_what_deepspeed_must_know(one_rank):
+    found = one_rank["host_reads"]
+    assert all(math.isfinite(loss) for loss in found.pop("losses"))
+    nothing = {}
+    # Whether the norm is finite, once more for each of the two groups that DeepSpeed then clips, and a constant for each of them.
+    asked = {"_local_scalar_dense": 3, "lift_fresh": 2}
+    assert found == {
+        "0-fp32": nothing,
+        "1-fp32": asked,
+        "2-fp32": asked,
+        "3-fp32": {"_local_scalar_dense": 1, "lift_fresh": 2},
+        "1-bf16": {"_local_scalar_dense": 2, "lift_fresh": 1},
+        "2-bf16": nothing,
+        "3-bf16": {"_local_scalar_dense": 1, "lift_fresh": 2},
+    }
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_numbers_read_a_step_late_are_the_same(two_ranks, stage):
+    for rank in two_ranks[0]:
+        found = rank["late"][stage]
+        assert found["late"] == found["at_once"]
+        assert found["steps"] == [1, 2, 3, 4, 5]
+        # Step 4's loss is diagnosed after step 5 moved the parameters: its recorded loss still tells where it broke.
+        assert found["sources"] == [None, None, "backbone.blocks.0.fc1", "loss", None]
+        assert found["counted"] == 2
+        assert found["stop"] == [True] * 5
 
 
 def test_too_many_bad_steps_in_a_row_stop_with_advice(two_ranks):

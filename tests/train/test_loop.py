@@ -25,9 +25,6 @@ class FakeRuntime:
     is_main: bool = True
     world_size: int = 1
 
-    def any_rank(self, flag: bool) -> bool:
-        return flag
-
     def gather_objects(self, value):
         return [value]
 
@@ -37,15 +34,21 @@ class FakeRuntime:
 
 @dataclass
 class FakeEngine:
+    """Queues steps like a GPU: what a step amounted to is known when it is finished, also whether a stop was asked for then."""
+
     events: list
     step: int = 0
     seen: list = field(default_factory=list)
 
-    def train_step(self, micro_batches) -> StepResult:
+    def launch_step(self, micro_batches, *, stop):
         self.step += 1
         self.seen.append([int(batch["position"]) for batch in micro_batches])
         self.events.append(f"train {self.step}")
-        return StepResult(self.step, 1.0 / self.step, 0.1, 1.0, False, None, None, 0)
+        return self.step, stop()
+
+    def finish_step(self, launched) -> StepResult:
+        step, stop = launched
+        return StepResult(step, 1.0 / step, 0.1, 1.0, False, None, None, 0, stop=stop)
 
     def evaluate_step(self, batch):
         self.events.append("evaluate")
@@ -100,7 +103,7 @@ class FakeValidation:
         return {"drawing": None}
 
 
-def build(plan: Plan, *, stop: StopRequest | None = None, start: int = 0, validation=None, every=3, save=4):
+def build(plan: Plan, *, stop: StopRequest | None = None, start: int = 0, validation=None, every=3, save=4, read_late=False):
     events: list[str] = []
     engine, sinks = FakeEngine(events, step=start), FakeSinks(events)
     loader = iter({"position": torch.tensor(position)} for position in range(1000))
@@ -117,6 +120,7 @@ def build(plan: Plan, *, stop: StopRequest | None = None, start: int = 0, valida
         meter=Throughput(plan.global_batch),
         stop=stop or StopRequest(),
         facts={"num_samples": 10},
+        read_late=read_late,
     )
     return loop, events, sinks
 
@@ -147,16 +151,51 @@ def test_a_step_takes_as_many_micro_batches_as_the_plan_says():
 def test_a_stop_saves_the_step_in_hand_and_leaves():
     stop = StopRequest()
     loop, events, _ = build(make(), stop=stop)
-    train_step = loop.engine.train_step
-
-    def interrupted(batches):
-        if loop.engine.step == 1:
-            stop.received = "SIGTERM"
-        return train_step(batches)
-
-    loop.engine.train_step = interrupted
+    interrupt_step_2(loop, stop)
     assert fit(loop) is Outcome.PREEMPTED
     assert events == ["train 1", "record 1", "train 2", "record 2", "save 2 at 8"]
+
+
+def interrupt_step_2(loop, stop):
+    launch_step = loop.engine.launch_step
+
+    def interrupted(batches, **arguments):
+        if loop.engine.step == 1:
+            stop.received = "SIGTERM"
+        return launch_step(batches, **arguments)
+
+    loop.engine.launch_step = interrupted
+
+
+def test_a_late_reading_loop_has_the_next_step_queued_before_it_reads():
+    loop, events, sinks = build(make(steps=5), validation=FakeValidation(), read_late=True)
+    assert fit(loop) is Outcome.FINISHED
+    assert events == [
+        *("train 1", "train 2", "record 1"),
+        # Validation at 3 and the save at 4: nothing is left unread before them, and each record comes before its save.
+        *("train 3", "record 2", "evaluate", "evaluate", "record 3", "picture 3 drawing"),
+        *("train 4", "record 4", "save 4 at 16"),
+        *("train 5", "evaluate", "evaluate", "record 5", "picture 5 drawing", "save 5 at 20"),
+    ]
+    assert [record.step for record in sinks.records] == [1, 2, 3, 4, 5]
+    assert [record.loss for record in sinks.records] == [1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
+
+
+def test_a_late_reading_loop_stops_one_step_later_with_everything_saved():
+    stop = StopRequest()
+    loop, events, _ = build(make(), stop=stop, read_late=True)
+    interrupt_step_2(loop, stop)
+    assert fit(loop) is Outcome.PREEMPTED
+    assert events == ["train 1", "train 2", "record 1", "train 3", "record 2", "record 3", "save 3 at 12"]
+
+
+def test_another_ranks_stop_is_followed():
+    loop, events, _ = build(make())
+    launch_step = loop.engine.launch_step
+    loop.engine.launch_step = lambda batches, stop: (launch_step(batches, stop=stop)[0], loop.engine.step == 2)
+    assert fit(loop) is Outcome.PREEMPTED
+    assert loop.stop.received is None
+    assert events[-1] == "save 2 at 8"
 
 
 def test_a_stop_at_the_last_step_is_a_finished_run():

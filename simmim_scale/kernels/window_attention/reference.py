@@ -3,6 +3,7 @@
 Letters: b batch, h w tokens per axis, u v windows per axis, n tokens of one window, d head dim.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -76,8 +77,14 @@ def unit(vectors: Tensor) -> Tensor:
 
 def shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """0 within a region, -100 between two, (windows, n, n); made on the device, where a copy of an n x n table would be slow."""
-    region = torch.from_numpy(window_regions(height, width, window, shift)).to(like.device)
+    region = _regions_on(like.device, height, width, window, shift)
     return (region[:, :, None] != region[:, None, :]).to(like.dtype) * MASKED_LOGIT
+
+
+@functools.lru_cache(maxsize=256)  # a copy from the host makes it wait for the device: once, not in every layer and step
+def _regions_on(device: torch.device, height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    with torch.inference_mode(False):  # it outlives an inference mode in which it may be made
+        return torch.from_numpy(window_regions(height, width, window, shift)).to(device)
 
 
 def merge(attended: Tensor, batch: int, height: int, width: int, window: tuple[int, int]) -> Tensor:
