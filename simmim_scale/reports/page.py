@@ -23,6 +23,7 @@ from simmim_scale.reports.atomic_write import replace_file
 from simmim_scale.reports.charts import GREEN, ORANGE, Curve, draw_chart
 from simmim_scale.reports.sinks import ENVIRONMENT_FILE, METRICS_FILE, read_metrics
 from simmim_scale.reports.terminal import format_count, format_duration
+from simmim_scale.reports.time_spent import account
 
 REPORT_FILE = "report.html"
 CONFIG_FILE = "config.yaml"
@@ -227,6 +228,7 @@ def _page_facts(run_dir: Path) -> dict[str, Any]:
         "environment": environment,
         "tiles": summarise(records),
         "charts": _charts(records),
+        "spent": account(records),
         "reconstructions": _embed(final) if final.exists() else "",
         "local_statistics": _has_normalised_target(run_dir / CONFIG_FILE),
         "gallery": _gallery(run_dir, records),

@@ -34,6 +34,7 @@ class StepRecord:
         skipped: the update was not applied, since loss or gradients were not finite.
         nonfinite_source: name of the first block whose output was not finite, where one was looked for.
         mfu: share (0 to 1) of the devices' peak that forward and backward of the model used; None where unknown.
+        spent: seconds since the record before, by what they were spent on (reports/throughput.py); includes the save after it.
         validation: results of a validation after this step, for instance {"val_loss": .., "val_baseline": ..}.
     """
 
@@ -50,6 +51,7 @@ class StepRecord:
     skipped: bool = False
     nonfinite_source: str | None = None
     mfu: float | None = None
+    spent: Mapping[str, float] | None = None
     validation: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -72,8 +74,14 @@ class StepRecord:
             "skipped": self.skipped or None,
             "nonfinite_source": self.nonfinite_source,
         }
+        optional |= {spent_key(what): round(seconds, 6) for what, seconds in (self.spent or {}).items() if seconds}
         shown = {key: value for key, value in optional.items() if value is not None}
         return {key: _finite_or_none(value) for key, value in {**always, **shown, **(self.validation or {})}.items()}
+
+
+def spent_key(what: str) -> str:
+    """Name in a record of the seconds that were spent on `what`: spent_data_wait."""
+    return f"spent_{what.replace(' ', '_')}"
 
 
 _STEP_KEYS = {

@@ -55,13 +55,19 @@ class Reading:
     mfu: float | None
 
 
+# What a run's wall-clock time is spent on. "compute" includes the host's waiting for the device and for other ranks.
+SPENT = ("data wait", "compute", "validation", "saving", "other")
+
+
 class Throughput:
     """Measures steps over a sliding window. Validation and saving are taken out with `paused()`.
 
         with meter.waiting():
             batches = next(loader)
-        engine.train_step(batches)
+        with meter.computing():
+            engine.train_step(batches)
         reading = meter.step()
+        spent = meter.spent()  # since the last time it was asked
 
     Args:
         images_per_step: the global batch.
@@ -93,6 +99,8 @@ class Throughput:
         self._started = clock()
         self._waited = 0.0
         self._paused = 0.0
+        self._account = dict.fromkeys(SPENT, 0.0)
+        self._accounted = self._started
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -101,16 +109,36 @@ class Throughput:
         try:
             yield
         finally:
-            self._waited += self._clock() - start
+            seconds = self._clock() - start
+            self._waited += seconds
+            self._account["data wait"] += seconds
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time inside belongs to no step: validation, saving, drawing."""
+    def computing(self) -> Iterator[None]:
+        """Time inside is a training step's."""
         start = self._clock()
         try:
             yield
         finally:
-            self._paused += self._clock() - start
+            self._account["compute"] += self._clock() - start
+
+    @contextmanager
+    def paused(self, what: str) -> Iterator[None]:
+        """Time inside belongs to no step; `what` is one of SPENT."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            seconds = self._clock() - start
+            self._paused += seconds
+            self._account[what] += seconds
+
+    def spent(self) -> dict[str, float]:
+        """Seconds since the last call (the first time: since the meter was made) by SPENT; together they are all of it."""
+        now = self._clock()
+        found, total = self._account, now - self._accounted
+        self._account, self._accounted = dict.fromkeys(SPENT, 0.0), now
+        return {**found, "other": found["other"] + max(total - sum(found.values()), 0.0)}
 
     def step(self) -> Reading:
         """End the current step; the next one begins now."""

@@ -83,7 +83,7 @@ def _task_facts(config: Config, module: nn.Module) -> dict[str, Any]:
 
 
 def _head_multiply_adds(config: Config, module: nn.Module) -> int:
-    """Of SimMIM's head for one image in training: a tokenwise head is asked for hidden tokens alone, where cells are whole ones."""
+    """Of SimMIM's head for one image in training: a tokenwise head is asked for hidden tokens alone, where cells are tokens."""
     stride, mask = module.backbone.stride, config.mask
     sides = (-(-side // stride) for side in config.model.image_size)
     features = torch.empty(1, *sides, module.backbone.num_features, device="meta")

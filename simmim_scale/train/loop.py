@@ -130,13 +130,15 @@ def _launch(loop: Loop, batches: Iterator[Batch]) -> _Underway:
     with loop.meter.waiting():
         micro_batches = [next(batches) for _ in range(loop.plan.accumulation)]
     on_device = [_to_device(batch, loop.runtime) for batch in micro_batches]
-    launched = loop.engine.launch_step(on_device, stop=lambda: loop.stop.received is not None)
+    with loop.meter.computing():
+        launched = loop.engine.launch_step(on_device, stop=lambda: loop.stop.received is not None)
     return _Underway(launched, loop.meter.step())
 
 
 def _conclude(loop: Loop, underway: _Underway) -> bool:
     """Read a step's numbers, validate if due, write the record; whether some rank was asked to stop."""
-    result = loop.engine.finish_step(underway.launched)
+    with loop.meter.computing():
+        result = loop.engine.finish_step(underway.launched)
     _report(loop, _measure(loop, result, underway.reading))
     return result.stop
 
@@ -145,14 +147,14 @@ def save_run_state(loop: Loop) -> None:
     """A complete, atomic save of the current step."""
     step = loop.engine.step
     facts = {**loop.facts, "position": loop.plan.position_at(step), "world_size": loop.runtime.world_size}
-    with loop.meter.paused():
+    with loop.meter.paused("saving"):
         loop.store.save(loop.engine, client_state=facts)
 
 
 def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
     validation = None
     if loop.validation is not None and loop.validate.due(result.step):
-        with loop.meter.paused():
+        with loop.meter.paused("validation"):
             validation = evaluate(loop.engine, loop.validation.batches(), loop.validation.evaluators(result.step), loop.runtime)
     return StepRecord(
         step=result.step,
@@ -164,6 +166,7 @@ def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
         data_wait=reading.data_wait,
         seconds=reading.seconds,
         mfu=reading.mfu,
+        spent=loop.meter.spent(),
         memory_bytes=loop.runtime.memory_bytes(),
         loss_scale=result.loss_scale,
         skipped=result.skipped,

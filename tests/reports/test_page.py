@@ -67,6 +67,13 @@ def write_run(run_dir: Path, *, steps: int = 40, pictures: int = 3, fp16: bool =
                     data_wait=0.1,
                     seconds=2.0,
                     memory_bytes=2**30,
+                    spent={
+                        "data wait": 0.5,
+                        "compute": 1.5,
+                        "validation": 0.0,
+                        "saving": 1.0 if step % 10 == 1 else 0.0,
+                        "other": 0.25,
+                    },
                     loss_scale=1024.0 if fp16 else None,
                     skipped=step == 5,
                     nonfinite_source=ATTACK if step == 5 else None,
@@ -104,6 +111,26 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert parsed.count["script"] == 1
     assert parsed.count["img"] == 4
     assert parsed.count["svg"] == 6  # loss twice (for desk and phone), learning rate, images/s, gradient norm, data wait
+
+
+def test_page_says_where_the_time_went(tmp_path: Path) -> None:
+    write_run(tmp_path, steps=40)
+    text = " ".join(write_report(tmp_path).read_text(encoding="utf-8").split())
+    assert "Where the time went" in text
+    for row in ("data wait</th><td>20s</td><td>21.3%", "compute</th><td>1:00</td><td>63.8%", "saving</th><td>4.0s</td><td>4.3%"):
+        assert row in text
+    assert "validation</th><td>0.0s</td><td>0.0%" in text
+    assert "other</th><td>10s</td><td>10.6%" in text
+    assert 'images per second</th><td colspan="3">100' in text
+
+
+def test_records_without_an_account_have_no_section(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    older = [{key: value for key, value in row.items() if not key.startswith("spent_")} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in older))
+    assert "Where the time went" not in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_page_shows_the_numbers(tmp_path: Path) -> None:

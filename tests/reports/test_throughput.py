@@ -31,13 +31,33 @@ def test_pauses_belong_to_no_step() -> None:
     clock = Clock()
     meter = Throughput(10, clock=clock)
     clock.now += 1.0
-    with meter.paused():
+    with meter.paused("saving"):
         clock.now += 100.0
     assert meter.step().images_per_second == pytest.approx(10.0)
-    with meter.paused():
+    with meter.paused("saving"):
         clock.now += 50.0
     clock.now += 2.0
     assert meter.step().seconds == pytest.approx(2.0)
+
+
+def test_all_of_the_time_is_accounted_for_once() -> None:
+    clock = Clock()
+    meter = Throughput(10, clock=clock)
+    clock.now += 0.5  # before the first step
+    with meter.waiting():
+        clock.now += 1.0
+    with meter.computing():
+        clock.now += 2.0
+    meter.step()
+    with meter.paused("validation"):
+        clock.now += 4.0
+    first = meter.spent()
+    assert first == pytest.approx({"data wait": 1.0, "compute": 2.0, "validation": 4.0, "saving": 0.0, "other": 0.5})
+    with meter.paused("saving"):
+        clock.now += 8.0
+    with meter.computing():
+        clock.now += 2.0
+    assert meter.spent() == pytest.approx({"data wait": 0.0, "compute": 2.0, "validation": 0.0, "saving": 8.0, "other": 0.0})
 
 
 def test_wait_is_counted_when_the_loader_raises() -> None:
