@@ -14,7 +14,7 @@ from simmim_scale.reports.throughput import SPENT
 LOOKS = {
     "data wait": ("#d97706", "the next images were not ready"),
     "compute": ("#2f6fdf", "forward, backward, update; and waiting for other ranks"),
-    "validation": ("#3f8f5f", ""),
+    "validation": ("#3f8f5f", "held-out loss and pictures"),
     "saving": ("#8a6d3b", "run state, written and checked"),
     "other": ("#b4bac4", "records, copies to the device, start of the first step"),
 }
