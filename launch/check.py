@@ -35,7 +35,7 @@ from launch.hostfile import Host, choose_hosts, read_hostfile
 from launch.nodes import Node
 from launch.options import add_nodes, check_number
 from launch.order import forwarded_environment
-from launch.outcome import FAILED, FINISHED
+from launch.outcome import FAILED, FINISHED, count
 from launch.transport import Remote, advise, slurm_hosts
 from launch.versions import identify
 
@@ -209,7 +209,11 @@ def _ports(examination: Examination, options: argparse.Namespace) -> list[Findin
     advice = f"Open the firewall between the nodes (NCCL and gloo choose any port), or name a --master-addr other than {address}."
     found = errors("port", answers, advice)
     if not found:
-        text = f"{len(good(answers))} nodes reach {address} port {port}" if others else f"{address} port {port} can be opened"
+        text = (
+            f"{count(len(good(answers)), 'node')} can connect to {address} port {port}"
+            if others
+            else f"{address} port {port} can be opened"
+        )
         found.append(ok("port", text))
     return found
 

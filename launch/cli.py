@@ -12,7 +12,7 @@ from launch.job import Job
 from launch.machine import check_port, choose_devices, find_devices, free_port
 from launch.options import check_number, check_options, make_parser, many_nodes
 from launch.order import forwarded_environment
-from launch.outcome import USER_ERROR
+from launch.outcome import USER_ERROR, count
 from launch.restarts import run_with_restarts
 from launch.supervisor import Supervisor
 from launch.transport import Remote, choose_transport, slurm_hosts
@@ -56,11 +56,12 @@ def start(arguments: Sequence[str], *, program: Sequence[str]) -> int:
     options, command = split(arguments)
     if many_nodes(options):
         job, said = make_cluster_job(options, command, program=program)
-        sys.stderr.write(f"launch: {job.ranks} ranks on {len(job.hosts)} nodes, by {said}; logs in {job.log_dir}\n")
+        size = f"{count(job.ranks, 'rank')} on {count(len(job.hosts), 'node')}"
+        sys.stderr.write(f"launch: {size}, by {said}; logs in {job.log_dir}\n")
         return run_with_restarts(lambda: start_cluster(job, os.environ), most=options.max_restarts)
     job = make_job(arguments, program=program)
     where = "GPU" if job.on_gpu else "CPU"
-    sys.stderr.write(f"launch: {job.ranks} {'rank' if job.ranks == 1 else 'ranks'} on {where}; logs in {job.log_dir}\n")
+    sys.stderr.write(f"launch: {count(job.ranks, 'rank')} on {where}; logs in {job.log_dir}\n")
 
     def start_here() -> tuple[int, bool]:
         supervisor = Supervisor(job, os.environ)
@@ -76,7 +77,12 @@ def split(arguments: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]
         ValueError: no command, or a number out of range.
     """
     cut = list(arguments).index("--") if "--" in arguments else len(arguments)
-    options = make_parser().parse_args(arguments[:cut])
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments[:cut])
+    if rest and not rest[0].startswith("-"):
+        raise ValueError(f"got {rest[0]!r} among the options. Write ` -- ` before the command: python -m launch -- {rest[0]} ...")
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     command = tuple(arguments[cut + 1 :])
     if not command:
         raise ValueError("no command, expected one after ` -- `. For example: python -m launch --ranks 2 -- pretrain CONFIG")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from launch.outcome import count
 from launch.versions import differences
 
 GIB = 1 << 30
@@ -78,7 +79,7 @@ def judge_versions(here: Mapping[str, str], versions: Mapping[str, Mapping[str, 
             what = (
                 f"source {here['source']}" if check == "code" else f"torch {here.get('torch')}, deepspeed {here.get('deepspeed')}"
             )
-            found.append(ok(check, f"the same on {len(versions)} nodes: {what}"))
+            found.append(ok(check, f"the same on {count(len(versions), 'node')}: {what}"))
     return found
 
 
@@ -105,7 +106,7 @@ def judge_gpus(answers: Answers, slots: Mapping[str, Sequence[int]]) -> list[Fin
 def _judge_node_gpus(name: str, answer: Mapping[str, Any], slots: Sequence[int], usual: tuple[str, int]) -> list[Finding]:
     found = []
     if answer["count"] <= max(slots):
-        text = f"{name}: {answer['count']} GPUs, the hostfile wants slot {max(slots)}"
+        text = f"{name}: {count(answer['count'], 'GPU')}, the hostfile wants slot {max(slots)}"
         advice = f"Write slots={answer['count']}, or find the missing one (nvidia-smi)."
         found.append(failure("GPUs", text, advice))
     for gpu in answer["gpus"]:
@@ -200,7 +201,7 @@ def judge_sharing(run_dir: str, written: str | None, answers: Answers) -> list[F
     """
     blind = [name for name, answer in answers.items() if written is None or answer.get("content") != written]
     if not blind and written is not None:
-        return [ok("run directory", f"{run_dir}: the same on {len(answers) + 1} nodes")]
+        return [ok("run directory", f"{run_dir}: the same on {count(len(answers) + 1, 'node')}")]
     advice = "Mount the same file system (NFS, Lustre, ...) there, or choose a run_dir on one: all ranks save into it."
     return [
         failure(
@@ -227,7 +228,7 @@ def judge_data(answers: Answers, urls: Sequence[str]) -> list[Finding]:
             found.append(failure("data", text, "Ranks would read different samples. " + advice))
         elif not wrong and digests:
             samples = next(iter(seen.values()))["samples"]
-            text = f"{directory}: {samples:,} samples, the same on {len(digests)} nodes"
+            text = f"{directory}: {samples:,} samples, the same on {count(len(digests), 'node')}"
             found.append(ok("data", text))
     return found
 
@@ -244,7 +245,7 @@ def judge_compute(answers: Answers) -> list[Finding]:
         text = f"{name}: {1e3 * value:.1f} ms for a matrix product, {value / usual:.1f} times the median"
         found.append(warning("compute", text, advice))
     if not slow:
-        found.append(ok("compute", f"{len(seconds)} devices, {1e3 * usual:.1f} ms for a matrix product"))
+        found.append(ok("compute", f"{count(len(seconds), 'device')}, {1e3 * usual:.1f} ms for a matrix product"))
     return found
 
 
@@ -270,7 +271,7 @@ def judge_links(results: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Fi
     if not slow and not found:
         backend = next(answer["backend"] for answer in results.values() if "backend" in answer)
         low, high = min(speeds.values()) / 1e9, max(speeds.values()) / 1e9
-        text = f"{len(speeds)} pairs, {low:.2f} to {high:.2f} GB/s all-reduce over {backend}"
+        text = f"{count(len(speeds), 'pair')}, {low:.2f} to {high:.2f} GB/s all-reduce over {backend}"
         found.append(ok("network", text))
     return found
 

@@ -24,7 +24,7 @@ from launch.channel import Channel, listen_tcp
 from launch.hostfile import Host
 from launch.nodes import Node, Reception, Starters, check_hellos, make_nodes, missing_nodes
 from launch.order import Order
-from launch.outcome import FAILED, PREEMPTED, STALLED, USER_ERROR, Ending, explain, overall_code
+from launch.outcome import FAILED, PREEMPTED, STALLED, USER_ERROR, Ending, count, explain, overall_code
 from launch.output import Echo
 from launch.processes import PASSED_ON, read_signals, watch_signals
 from launch.stopping import Stopping
@@ -156,7 +156,8 @@ class Head:
         for node in self.nodes:
             node.send("begin", master_addr=master, master_port=port, on_gpu=on_gpu)
         where = "GPUs" if on_gpu else "CPUs"
-        _say(f"launch: all {len(self.nodes)} nodes are there; {self.job.ranks} ranks on {where}, meeting at {master}:{port}\n")
+        nodes = count(len(self.nodes), "node")
+        _say(f"launch: {nodes} ready; {count(self.job.ranks, 'rank')} on {where}, meeting at {master} port {port}\n")
         while not self._ended():
             self._round(signals)
         for echo in self.echoes:
@@ -194,7 +195,7 @@ class Head:
             return PREEMPTED
         missing = [node for node in self.nodes if node.channel is None]
         seconds = f"after {self.job.connect_seconds:g} seconds " if not any(node.start_code for node in missing) else ""
-        _say(f"launch: {seconds}{len(missing)} of {len(self.nodes)} nodes did not come:\n{missing_nodes(self.nodes)}\n")
+        _say(f"launch: {seconds}{len(missing)} of {count(len(self.nodes), 'node')} did not come:\n{missing_nodes(self.nodes)}\n")
         _say("launch: `python -m launch check` looks at all of them at once.\n")
         return FAILED
 
@@ -298,7 +299,7 @@ class Head:
         if first and self.begun and not any(ending.failed for ending in self.endings):
             left = self.job.ranks - len(self.endings)
             name = signal.Signals(number).name
-            _say(f"launch: {name} passed on to {left} ranks; they have {self.job.grace:g} seconds to save.\n")
+            _say(f"launch: {name} passed on to {count(left, 'rank')}; they have {self.job.grace:g} seconds to save.\n")
         for node in self.nodes:
             node.send("signal", number=number)
 

@@ -41,7 +41,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise ValueError(f"--hostfile: cannot read {path} ({reason}). {FORM.capitalize()}, one line per node.") from error
+        raise ValueError(f"--hostfile: cannot read {path} ({reason}). {FORM[0].upper()}{FORM[1:]}, one line per node.") from error
     return parse_hostfile(text, source=str(path))
 
 

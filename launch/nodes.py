@@ -17,6 +17,7 @@ from typing import Any
 from launch.channel import Channel
 from launch.hostfile import Host
 from launch.node import answer
+from launch.outcome import count
 from launch.transport import Remote, advise
 from launch.versions import differences
 
@@ -232,7 +233,7 @@ def check_hellos(nodes: Sequence[Node], here: Mapping[str, str], *, log_dir: str
         devices = node.hello["devices"]
         if devices and len(devices) <= max(node.host.slots):
             problems.append(
-                f"  {node.name}: slot {max(node.host.slots)} was asked for, but it has {len(devices)} GPUs."
+                f"  {node.name}: slot {max(node.host.slots)} was asked for, but it has {count(len(devices), 'GPU')}."
                 f" Write slots={len(devices)}, or DS_ACCELERATOR=cpu to run on the CPU."
             )
         if not node.hello["log_dir"]:

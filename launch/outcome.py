@@ -54,6 +54,11 @@ def overall_code(endings: Sequence[Ending]) -> int:
     return max(ending.status for ending in endings)
 
 
+def count(number: int, word: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
 def explain(endings: Sequence[Ending], *, log_dir: Path, asked: Iterable[int]) -> str:
     """What a person reads after the output of rank 0; empty if that says it all."""
     code = overall_code(endings)

@@ -23,7 +23,7 @@ from launch import stall_report
 from launch.channel import Channel, listen, remove_directory_of
 from launch.head_link import HeadLink
 from launch.job import Job
-from launch.outcome import PREEMPTED, STALLED, Ending, explain, overall_code, read_tail
+from launch.outcome import PREEMPTED, STALLED, Ending, count, explain, overall_code, read_tail
 from launch.processes import PASSED_ON, adopt_orphans, describe_status, read_signals, reap, sweep, watch_signals
 from launch.stopping import PEER_SECONDS, Stopping
 from launch.watch import find_hung, report_ranks
@@ -232,7 +232,9 @@ class Supervisor:
             return
         if first and not any(ending.failed for ending in self.endings):
             name = signal.Signals(number).name
-            self._say(f"launch: {name} passed on to {len(self.running)} ranks; they have {self.job.grace:g} seconds to save.\n")
+            self._say(
+                f"launch: {name} passed on to {count(len(self.running), 'rank')}; they have {self.job.grace:g} seconds to save.\n"
+            )
         for state in self.running.values():
             state.channel.send({"signal": number})
 

@@ -70,6 +70,43 @@ class TestRefused:
         assert option.split("=")[0] in refused(capsys, option, "--log-dir", str(tmp_path), "--", "x")
 
 
+@pytest.mark.usefixtures("on_cpu")
+class TestRefusedForSeveralNodes:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--hostfile", "none"], "--hostfile: cannot read none"),
+            (["--hostfile", "HOSTS", "--ranks", "2"], "the hostfile's slots say how many"),
+            (["--hostfile", "HOSTS", "--include", "c"], "'c' is not in the hostfile"),
+            (["--hostfile", "HOSTS", "--launcher", "mpi"], "expected one of auto, pdsh, ssh, slurm, torchrun"),
+            (["--hostfile", "HOSTS", "--master-port", "0"], "--master-port: got 0"),
+            (["--hostfile", "HOSTS", "--control-port", "70000"], "--control-port: got 70000"),
+            (["--hostfile", "HOSTS", "--ssh-port", "0"], "--ssh-port: got 0"),
+            (["--hostfile", "HOSTS", "--max-restarts", "-1"], "--max-restarts: got -1"),
+            (["--hostfile", "HOSTS", "--stall-seconds", "0"], "--stall-seconds: got 0"),
+            (["--hostfile", "HOSTS", "--node-seconds", "nan"], "--node-seconds: got nan"),
+            (["--include", "a"], "--include: only with several nodes"),
+            (["--master-addr", "a"], "--master-addr: only with several nodes"),
+            (["--launcher", "ssh"], "--launcher ssh: needs --hostfile"),
+            (["--launcher", "slurm"], "no allocation here"),
+        ],
+    )
+    def test_options(self, capsys, tmp_path, monkeypatch, options, message):
+        monkeypatch.setattr("shutil.which", lambda program: f"/bin/{program}")
+        monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+        (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+        options = [str(tmp_path / "hosts") if option == "HOSTS" else option for option in options]
+        assert message in refused(capsys, *options, "--log-dir", str(tmp_path / "logs"), "--", "x")
+
+    def test_a_first_node_that_others_cannot_reach(self, capsys, tmp_path):
+        (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+        assert main(["--hostfile", str(tmp_path / "hosts"), "--launcher", "ssh", "--log-dir", str(tmp_path), "--", "x"]) == 2
+        assert "--master-addr: 127.0.0.1 is 127.0.0.1 here, where other nodes cannot reach it" in capsys.readouterr().err
+
+    def test_a_command_without_the_two_dashes(self, capsys):
+        assert "Write ` -- ` before the command" in refused(capsys, "--ranks", "1", "pretrain", "x.yaml")
+
+
 def test_unknown_options_are_a_user_error(capsys):
     with pytest.raises(SystemExit) as error:
         main(["--rank", "x", "--unknown", "--", "pretrain"])

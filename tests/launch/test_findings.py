@@ -55,7 +55,7 @@ def test_gpus():
     assert all_ok(judge_gpus({"a": gpus(), "b": gpus()}, slots))
     assert "b: no GPU" in only(judge_gpus({"a": gpus(H100, H100), "b": gpus()}, slots), Verdict.FAILED).found
     few = only(judge_gpus({"a": gpus(H100, H100), "b": gpus(H100)}, slots), Verdict.FAILED)
-    assert few.found == "b: 1 GPUs, the hostfile wants slot 1"
+    assert few.found == "b: 1 GPU, the hostfile wants slot 1"
     small = {**H100, "name": "NVIDIA A100", "total": 40 * GIB, "free": 40 * GIB}
     other = only(judge_gpus({"a": gpus(H100, H100), "b": gpus(H100, small)}, slots), Verdict.WARNING)
     assert other.found == "b:1: NVIDIA A100, 40 GiB; most are NVIDIA H100, 80 GiB"

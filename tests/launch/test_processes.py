@@ -219,6 +219,17 @@ def test_a_rank_that_does_not_stop_is_killed_after_its_grace(start):
     assert_nothing_left(one)
 
 
+def test_a_hung_rank_ends_the_run_with_a_report(start):
+    one = start("hang", options=("--stall-seconds", "3"))
+    code, _, stderr = one.end()
+    assert code == 76, stderr
+    assert "SUSPECT rank 1 on this node" in stderr
+    (report,) = one.logs.glob("stall-report-*.txt")
+    assert "in waits_for_data" in report.read_text()
+    assert str(report) in stderr
+    assert_nothing_left(one)
+
+
 def test_a_second_interrupt_ends_at_once(start):
     one = start("deaf")
     one.wait_ready()

@@ -136,7 +136,7 @@ def test_nodes_that_fit_together():
             "n2: code abc .source 2. instead of without git .source 1.",
         ),
         ({"n1": {"versions": {**HERE, "torch": "3"}}}, "n1: torch 3 instead of 2.*--allow-mismatch"),
-        ({"n1": {"devices": ["0"]}, "n2": {"devices": ["0"]}}, "n1: slot 1 was asked for, but it has 1 GPUs"),
+        ({"n1": {"devices": ["0"]}, "n2": {"devices": ["0"]}}, "n1: slot 1 was asked for, but it has 1 GPU"),
         ({"n1": {"devices": ["0", "1"]}}, "n2: no GPU, while other nodes have some"),
         ({"n2": {"log_dir": False}}, "n2: does not see /l. The run directory must be on a file system that all nodes share"),
     ],

@@ -4,6 +4,7 @@ The ranks are small programs here, so that a fault costs seconds; `make test-fau
 """
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.faults import FAULTS, Fault, kill_everything, read_reports
+from tests.launch.faults import FAULTS, Fault, head, kill_everything, read_reports
 from tests.launch.rig import Rig, until
 
 PROGRAM = Path(__file__).parent / "programs" / "rank_program.py"
@@ -94,6 +95,22 @@ def test_a_fault_ends_the_launch_in_time_and_leaves_nothing(start, rig, fault: F
     if fault.name == "the cable is pulled":
         assert "lost node b (10.99.0.2), ranks 1 to 1" in stderr
         assert "LOST node b" in read_reports(one.logs)
+
+
+def test_a_run_outlives_the_ssh_that_started_it(start, rig):
+    one = start("beat", "--launcher", "pdsh")
+    one.wait_ready()
+    gone = [process for process in rig.family(one.mark) if process.name().startswith(("ssh", "pdsh"))]
+    assert len(gone) >= 3
+    for process in gone:
+        process.kill()
+    time.sleep(8)  # longer than any silence that is allowed
+    assert one.process.poll() is None
+    head(rig, one.mark).send_signal(signal.SIGTERM)
+    code, _, stderr = one.end()
+    assert code == 75, stderr
+    assert one.saved() == [True, True]
+    until(lambda: not rig.family(one.mark), "the last process", seconds=ENDS_WITHIN)
 
 
 def test_a_hung_collective_ends_the_launch_and_names_who_is_behind(start, rig):

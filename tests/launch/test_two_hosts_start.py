@@ -60,7 +60,7 @@ def test_a_check_of_two_good_hosts_and_of_what_is_wrong_with_them(rig, hosts, sh
     assert {check: rows(output).get(check) for check in everything} == {check: ["ok"] for check in everything}
     assert {"disk", "compute"} <= set(rows(output))
     assert "32 samples, the same on 2 nodes" in output
-    assert "1 nodes reach 10.99.0.1" in output
+    assert "1 node can connect to 10.99.0.1" in output
     assert "GB/s all-reduce over gloo" in output
     assert not (tmp_path / "runs").exists()  # what it made to look, it took away again
 
