@@ -21,7 +21,7 @@ import pytest
 
 from simmim_scale.engine.checkpoint import complete_saves
 from tests.launch.faults import FAULTS, Fault, head, kill_everything, rank, read_reports
-from tests.launch.rig import REPOSITORY, Rig, until
+from tests.launch.rig import Rig, until
 from tests.launch.test_two_hosts_training import CONFIG
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -125,7 +125,9 @@ def undisturbed(rig, shards, tmp_path) -> Callable[[int], list[float]]:
         folder = tmp_path / "alone"
         folder.mkdir()
         alone = Training(rig, shards, folder, steps=steps)
-        subprocess.run(alone.command("--ranks", "1"), cwd=REPOSITORY, check=True, env=rig.environment("alone"))
+        process = rig.start(alone.command("--ranks", "1"), mark="alone", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, output
         return alone.losses()
 
     return losses
@@ -171,7 +173,7 @@ DURING_SAVES = (
 
 def test_every_fault_and_the_losses_of_an_undisturbed_run(training, undisturbed):
     faults = [*FAULTS, *DURING_SAVES]
-    run = training(steps := 12 * len(faults))
+    run = training(steps := 5 * len(faults))
     for fault in faults:
         run.suffer(fault)
     reports = read_reports(run.run_dir / "logs")
