@@ -1,6 +1,6 @@
 """`python -m launch`: starts the ranks of a run through the DeepSpeed launcher, passes signals on, leaves no orphan behind.
 
-Who starts whom on one node, and what each is for:
+README.md beside this file is for users. Who starts whom on one node, and what each is for (on many, head.py is above it all):
 
     python -m launch                      cli.py, supervisor.py: signals, end, exit code
       deepspeed.launcher.launch           DeepSpeed's own launcher: environment of the ranks

@@ -105,13 +105,13 @@ class Rig:
         config.write_text("\n".join(lines) + "\n")
         wrapper = self.folder / "bin" / "ssh"
         wrapper.parent.mkdir()
-        wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} -o SetEnv={MARK}="${MARK}" "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} -o "SetEnv={MARK}=\\"${MARK}\\"" "$@"\n')
         wrapper.chmod(0o755)
 
     def environment(self, mark: str = "") -> dict[str, str]:
         return {
             **os.environ,
-            MARK: mark,
+            MARK: f"{self.name} {mark}",  # with the name: another rig on this machine is not ours to look at, or to kill
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "PYTHONPATH": str(REPOSITORY),
             "GLOO_SOCKET_IFNAME": "cable",
@@ -141,7 +141,7 @@ class Rig:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == f"{self.name} {mark}":
                     found.append(process)
             except psutil.Error:
                 continue

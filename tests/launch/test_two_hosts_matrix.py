@@ -125,7 +125,8 @@ def undisturbed(rig, shards, tmp_path) -> Callable[[int], list[float]]:
         folder = tmp_path / "alone"
         folder.mkdir()
         alone = Training(rig, shards, folder, steps=steps)
-        process = rig.start(alone.command("--ranks", "1"), mark="alone", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = rig.start(alone.command("--ranks", "1"), mark="alone", text=True, **streams)
         output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output
         return alone.losses()
