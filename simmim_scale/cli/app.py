@@ -87,6 +87,38 @@ def evaluate(
     evaluate_command(weights, data, options)
 
 
+@app.command()
+def probe(
+    weights: Annotated[str, typer.Argument(help="A run, or a directory of portable weights, pre-trained or fine-tuned.")],
+    fit: Annotated[str, typer.Argument(help="Labelled shards to fit the probes to: a directory, or a URL.")],
+    test: Annotated[str, typer.Argument(help="Labelled shards of the same classes to test them on.")],
+    stage: Annotated[int | None, typer.Option(help="Stage whose features are used; -1: the last. Default: every stage.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the results. Default: `probe` beside the weights.")] = None,
+    neighbours: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    linear: Annotated[bool, typer.Option(help="Also fit a linear classifier.")] = True,
+    fit_samples: Annotated[int | None, typer.Option(min=1, help="Fit to a random choice of so many. Default: all.")] = None,
+    test_samples: Annotated[int | None, typer.Option(min=1, help="Test on a random choice of so many. Default: all.")] = None,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Samples that one rank computes at once.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode, per rank.")] = 4,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """k nearest neighbours and a linear classifier on frozen features, of every stage. Features are computed once and kept."""
+    from simmim_scale.cli.probe import ProbeOptions, probe_command
+
+    options = ProbeOptions(
+        stage=stage,
+        out=out,
+        neighbours=neighbours,
+        linear=linear,
+        fit_samples=fit_samples,
+        test_samples=test_samples,
+        micro_batch=micro_batch,
+        workers=workers,
+        precision=precision,
+    )
+    probe_command(weights, fit, test, options)
+
+
 @app.command("config")
 def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the whole resolved configuration, with the meaning, unit and source of every value."""

@@ -31,6 +31,7 @@ from simmim_scale.reports.terminal import Terminal
 from simmim_scale.reports.throughput import Throughput, device_peak_flops, training_flops_per_image
 from simmim_scale.tasks import build_task
 from simmim_scale.tasks.classification import ClassificationTask
+from simmim_scale.tasks.classification.probing import open_probe_sets
 from simmim_scale.tasks.model_facts import describe_model
 from simmim_scale.tasks.pretrain import PretrainTask
 from simmim_scale.train.run_directory import RunDirectory
@@ -95,6 +96,7 @@ def prepare(config: Config, runtime: Runtime) -> Prepared:
 def _open(config: Config, runtime: Runtime) -> tuple[Task, Plan]:
     require_precision(config.engine.precision, runtime.device)
     task = build_task(config)
+    open_probe_sets(config)  # opened again where they are read; here so that an error in them comes before any work
     plan = make_plan(config.train, config.optimizer, config.schedule, num_samples=task.num_samples, world_size=runtime.world_size)
     return task, plan
 

@@ -22,7 +22,8 @@ from simmim_scale.models.weights import save_weights
 from simmim_scale.reports.page import write_report
 from simmim_scale.reports.sinks import Sinks
 from simmim_scale.reports.terminal import Terminal, configure_logging
-from simmim_scale.train.loop import Loop, Outcome, cadence, fit
+from simmim_scale.tasks.classification.probing import Probing, open_probe_sets
+from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
 from simmim_scale.train.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
             loader=loader,
             validation=run.task.validation(plan, rank=runtime.rank, module=engine.module, run_dir=directory.path),
             validate=cadence(config.validation.every_steps, plan),
+            probing=_probing(run),
+            probe=Cadence(every=config.probe.every_steps or plan.total_steps, last=plan.total_steps),
             save=cadence(config.checkpoint.every_steps, plan),
             store=run.store,
             sinks=sinks,
@@ -108,6 +111,19 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
             read_late=runtime.device.type == "cuda",
         )
         return fit(loop)
+
+
+def _probing(run: Prepared) -> Probing | None:
+    """What to probe with, or None where the configuration names no sets for it."""
+    sets, config = open_probe_sets(run.config), run.config
+    return sets and Probing(
+        config=config,
+        sets=sets,
+        micro_batch=config.validation.micro_batch or run.plan.micro_batch,
+        rank=run.runtime.rank,
+        world_size=run.runtime.world_size,
+        quarantine=run.directory.path / "quarantine",
+    )
 
 
 def _finish(run: Prepared, engine: Engine) -> None:

@@ -30,6 +30,7 @@ from simmim_scale.config.optimization import (
     TrainConfig,
 )
 from simmim_scale.config.output import CheckpointConfig, ReportConfig, ValidationConfig
+from simmim_scale.config.probe import ProbeConfig
 from simmim_scale.config.section import IMAGENET_MEAN, IMAGENET_STD, Section, setting
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "MultiStepConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ProbeConfig",
     "RemoteConfig",
     "ReportConfig",
     "ResNetConfig",
@@ -90,6 +92,7 @@ class Config(Section):
     engine: EngineConfig = setting(EngineConfig(), "DeepSpeed.")
     kernels: KernelsConfig = setting(KernelsConfig(), "Implementations.")
     validation: ValidationConfig = setting(ValidationConfig(), "Held-out loss.")
+    probe: ProbeConfig = setting(ProbeConfig(), "Probes of frozen features while training.")
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "Saving.")
     report: ReportConfig = setting(ReportConfig(), "Logging.")
     deepspeed: dict[str, Any] = setting(

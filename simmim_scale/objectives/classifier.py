@@ -14,6 +14,7 @@ from simmim_scale.models import build_backbone
 from simmim_scale.models.drop_path import sample_drop_path
 from simmim_scale.models.initialization import assign, constant, trunc_normal
 from simmim_scale.models.layers import Linear
+from simmim_scale.objectives.features import pooled_features, wants_features
 from simmim_scale.objectives.mixing import mix_images, smoothed_cross_entropy
 from simmim_scale.objectives.pixels import PixelNorm, check_image
 
@@ -69,11 +70,14 @@ class Classifier(nn.Module):
                 training the plan of mixing: "partner" (b,), "mix_lam" (b,), "mix_box" (b, 4).
 
         Returns:
-            In eval mode "logits" (b, k) and, with labels, "loss" () and "loss_per_sample" (b,): plain cross-entropy, 0 where not
-            valid. In training "loss" () alone: smoothed, mixed cross-entropy, fp32.
+            In training "loss" () alone: smoothed, mixed cross-entropy, fp32. In eval mode "logits" (b, k) and, with labels,
+            "loss" () and "loss_per_sample" (b,): plain cross-entropy, 0 where not valid; with the key "probe" nothing but the
+            pooled features of every stage, see `objectives/features.py`.
         """
         check_image(batch["image"], self.in_chans)
         image = self.pixel_norm(batch["image"])
+        if wants_features(batch) and not self.training:
+            return pooled_features(self.backbone, image.to(self.head.weight.dtype))
         if not self.training:
             return self._tested(self.head(self.pool(image)), batch)
         if "label" not in batch:

@@ -18,6 +18,7 @@ from simmim_scale.models import build_backbone
 from simmim_scale.models.drop_path import sample_drop_path
 from simmim_scale.models.initialization import assign, trunc_normal
 from simmim_scale.models.layers import fill_nan
+from simmim_scale.objectives.features import pooled_features, wants_features
 from simmim_scale.objectives.heads import HEADS
 from simmim_scale.objectives.lookup import lookup
 from simmim_scale.objectives.pixels import PixelNorm, check_image, flip_where, mask_to_tokens
@@ -107,7 +108,10 @@ class SimMIM(nn.Module):
         Returns:
             "loss" (), fp32. In eval mode also "loss_per_sample" (b,), the published loss of each sample by itself (0 where not
             valid), and "prediction" (b, o, rh, rw), the target's summary of what is predicted (of pixels: all of them).
+            In eval mode with the key "probe" only the pooled features of every stage, see `objectives/features.py`.
         """
+        if wants_features(batch) and not self.training:
+            return pooled_features(self.backbone, self.pixel_norm(batch["image"]).to(self._compute_dtype()))
         pictures, mask = self.prepare(batch)
         features = self.encode(pictures.image, mask, drop_path=self._drop_path(batch))
         tokens = self._hidden_tokens(batch["mask"], mask) if self.training else None

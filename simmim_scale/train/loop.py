@@ -81,7 +81,9 @@ class Loop:
     runtime: Runtime
     loader: TrainingLoader
     validation: Validation | None
+    probing: Validation | None = None
     validate: Cadence
+    probe: Cadence | None = None
     save: Cadence
     store: RunStateStore
     sinks: Sinks
@@ -152,10 +154,11 @@ def save_run_state(loop: Loop) -> None:
 
 
 def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
-    validation = None
-    if loop.validation is not None and loop.validate.due(result.step):
-        with loop.meter.paused("validation"):
-            validation = evaluate(loop.engine, loop.validation.batches(), loop.validation.evaluators(result.step), loop.runtime)
+    validation: dict[str, float] = {}
+    for what, when in ((loop.validation, loop.validate), (loop.probing, loop.probe)):
+        if what is not None and when is not None and when.due(result.step):
+            with loop.meter.paused("validation"):
+                validation |= evaluate(loop.engine, what.batches(), what.evaluators(result.step), loop.runtime)
     return StepRecord(
         step=result.step,
         epoch=loop.plan.epoch_at(result.step),

@@ -35,6 +35,7 @@ CHANGEABLE = (
     "engine.timeout_minutes",
     "kernels",
     "validation",
+    "probe",
     "checkpoint",
     "report",
 )

@@ -22,6 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = ["train.steps=2", "schedule.warmup_epochs=0", "validation.every_steps=2", "validation.samples=4"]
     data = [f"data.train={shards}", f"data.validation={shards}"]
     wanted = {path.stem: [str(path), *data, *small, f"run_dir={root / path.stem}"] for path in CONFIGS}
+    wanted["tiny_swinv2"] += [f"probe.fit={shards}", f"probe.test={shards}", "probe.fit_samples=30", "probe.neighbours=1"]
     wanted["finetune"].append(f"init_from={root / 'demo'}")  # trained before it, in the order of names
     own = ["model.name=tests.cli.own_network:backbone", "model.stride=16", "objective.head=tests.cli.own_network:head"]
     wanted["own"] = [*wanted["tiny_swinv2"], *own, "engine.activation_checkpointing=none", f"run_dir={root / 'own'}"]
@@ -50,3 +51,11 @@ def test_fine_tuning_starts_from_the_backbone_of_pretraining_and_leaves_averaged
     assert not averaged[name].equal(after[name])
     rows = [json.loads(line) for line in (runs / "finetune/metrics.jsonl").read_text().splitlines()]
     assert 0 <= rows[-1]["val_top1"] <= rows[-1]["val_top5"] <= 100
+
+
+def test_probes_run_during_pretraining_under_zero_3(runs: Path):
+    rows = [json.loads(line) for line in (runs / "tiny_swinv2/metrics.jsonl").read_text().splitlines()]
+    assert "val_knn" not in rows[0]
+    # The fit's 30 images are among the tested 40, and the nearest neighbour of an image is the image itself.
+    assert rows[-1]["val_knn"] >= 75
+    assert 0 <= rows[-1]["val_linear"] <= 100
