@@ -116,7 +116,7 @@ def fit(loop: Loop) -> Outcome:
             stopping = _conclude(loop, previous)
         # Every rank knows the same here: steps are counted alike, and a request to stop is reduced with a step's loss.
         step = loop.engine.step
-        due = loop.save.due(step) or (loop.validation is not None and loop.validate.due(step))
+        due = loop.save.due(step) or bool(_evaluations(loop, step))
         if due or stopping or not loop.read_late:
             stopping = _conclude(loop, underway) or stopping
             underway = None
@@ -153,12 +153,17 @@ def save_run_state(loop: Loop) -> None:
         loop.store.save(loop.engine, client_state=facts)
 
 
+def _evaluations(loop: Loop, step: int) -> list[Validation]:
+    """What is to be evaluated after this step."""
+    pairs = ((loop.validation, loop.validate), (loop.probing, loop.probe))
+    return [what for what, when in pairs if what is not None and when is not None and when.due(step)]
+
+
 def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
     validation: dict[str, float] = {}
-    for what, when in ((loop.validation, loop.validate), (loop.probing, loop.probe)):
-        if what is not None and when is not None and when.due(result.step):
-            with loop.meter.paused("validation"):
-                validation |= evaluate(loop.engine, what.batches(), what.evaluators(result.step), loop.runtime)
+    for what in _evaluations(loop, result.step):
+        with loop.meter.paused("validation"):
+            validation |= evaluate(loop.engine, what.batches(), what.evaluators(result.step), loop.runtime)
     return StepRecord(
         step=result.step,
         epoch=loop.plan.epoch_at(result.step),
