@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.faults import FAULTS, Fault, head, kill_everything, read_reports
+from tests.launch.faults import FAULTS, Fault, kill_everything, node, read_reports
 from tests.launch.rig import Rig, until
 
 PROGRAM = Path(__file__).parent / "programs" / "rank_program.py"
@@ -69,7 +69,6 @@ QUICK = (
     "the cable is pulled",
     "a worker is stopped",
 )
-QUICK += ("SIGTERM to a node's supervisor",)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_a_run_outlives_the_ssh_that_started_it(start, rig):
         process.kill()
     time.sleep(8)  # longer than any silence that is allowed
     assert one.process.poll() is None
-    head(rig, one.mark).send_signal(signal.SIGTERM)
+    node(rig, one.mark).send_signal(signal.SIGTERM)
     code, _, stderr = one.end()
     assert code == 75, stderr
     assert one.saved() == [True, True]
