@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.head import ClusterJob, start_cluster
 from launch.hostfile import Host, choose_hosts, read_hostfile
@@ -17,6 +18,9 @@ from launch.restarts import run_with_restarts
 from launch.supervisor import Supervisor
 from launch.transport import Remote, choose_transport, slurm_hosts
 from launch.watch import Limits
+
+if TYPE_CHECKING:
+    from simmim_scale.config.schema import Config
 
 PROGRAM = ("-m", "simmim_scale")  # what every rank runs: python -u -m simmim_scale COMMAND ...
 
@@ -163,13 +167,22 @@ def _limits(options: argparse.Namespace) -> Limits:
 
 
 def _make_log_dir(options: argparse.Namespace, command: Sequence[str]) -> Path:
-    log_dir = Path(options.log_dir) if options.log_dir else run_directory(command) / "logs"
+    if options.log_dir:
+        log_dir = Path(options.log_dir)
+    else:
+        config = read_config(command)
+        log_dir = Path(config.run_dir) / "logs"
+        if 60 * config.engine.timeout_minutes <= options.stall_seconds:
+            sys.stderr.write(
+                f"launch: warning: a collective fails after engine.timeout_minutes={config.engine.timeout_minutes:g}, before the"
+                f" watchdog would report on it (--stall-seconds {options.stall_seconds:g}). Make the first one longer.\n"
+            )
     log_dir.mkdir(parents=True, exist_ok=True)
     return log_dir
 
 
-def run_directory(command: Sequence[str]) -> Path:
-    """RUN_DIR of the configuration that the command names; reading it here shows its errors at once, and only once."""
+def read_config(command: Sequence[str]) -> "Config":
+    """The configuration that the command names; reading it here shows its errors at once, and only once."""
     # Here, because `--help` and an explicit --log-dir need no configuration.
     from simmim_scale.config.load import load_config
 
@@ -180,4 +193,4 @@ def run_directory(command: Sequence[str]) -> Path:
             "Give --log-dir DIR, or a CONFIG.yaml after the command."
         )
     overrides = [word for word in command[1:] if "=" in word and not word.startswith("-")]
-    return Path(load_config(configs[0], overrides).run_dir)
+    return load_config(configs[0], overrides)

@@ -151,6 +151,7 @@ class Head:
     def _gather_and_run(self, signals: int, master: str) -> int:
         if not self._gather(signals):
             return self._not_gathered()
+        self.starters.remove_order()
         on_gpu = check_hellos(self.nodes, identify(), log_dir=str(self.job.log_dir), allow_mismatch=self.job.allow_mismatch)
         port = self.job.master_port or self.nodes[0].hello["port"]
         for node in self.nodes:

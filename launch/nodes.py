@@ -131,10 +131,14 @@ class Starters:
                     if "exited with exit code" in line and self.nodes[index].channel is None:
                         self.nodes[index].start_code = 255
 
-    def end(self) -> None:
-        """Waits a moment for them, then kills them: what they started is ended by other means."""
+    def remove_order(self) -> None:
+        """Every node has read it, or will not come: it holds a secret and perhaps passwords."""
         if self.order_file is not None:
             self.order_file.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Waits a moment for them, then kills them: what they started is ended by other means."""
+        self.remove_order()
         end = time.monotonic() + STARTER_SECONDS
         for process, _ in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -202,7 +202,7 @@ class Engine:
         Args:
             stop: whether this rank was asked to stop; called once, when everything is queued.
         """
-        self.runtime.heartbeat.mark("train", self.step)
+        self.runtime.heartbeat.mark("train")
         lr = self._lr(self.step)
         scale = self._scaler.value if self._scaler else None
         set_learning_rate(self._wrapped.optimizer, lr)

@@ -41,7 +41,11 @@ class Heartbeat:
         return cls(environment.get(VARIABLE))
 
     def mark(self, phase: str, step: int | None = None) -> None:
-        """Progress: this rank now begins `phase` (one word); `step` counts the finished ones."""
+        """Progress: this rank now begins `phase`, one word.
+
+        Args:
+            step: the last one that is finished; given once this start has done one, since the first takes longest.
+        """
         with self._lock:
             self._marks += 1
             self._marked_at, self._phase = time.monotonic(), phase

@@ -129,6 +129,16 @@ def test_the_job_of_a_command(tmp_path):
 
 
 @pytest.mark.usefixtures("on_cpu")
+def test_collectives_that_fail_before_the_watchdog_looks_are_warned_of(tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"run_dir: {tmp_path / 'a'}\ntrain: {{steps: 2, epochs: null}}\nengine: {{timeout_minutes: 10}}\n")
+    make_job(["--stall-seconds", "599", "--", "pretrain", str(config)], program=["p.py"])
+    assert capsys.readouterr().err == ""
+    make_job(["--stall-seconds", "600", "--", "pretrain", str(config)], program=["p.py"])
+    assert "engine.timeout_minutes=10, before the watchdog would report on it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("on_cpu")
 def test_the_deepspeed_launcher_gets_the_ranks_and_hands_the_settings_on(tmp_path):
     job = make_job(["--ranks", "2", "--grace", "7.5", "--log-dir", str(tmp_path), "--", "pretrain", "--", "-m"], program=["p.py"])
     command = job.command("/tmp/s")

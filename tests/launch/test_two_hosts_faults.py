@@ -99,6 +99,7 @@ def test_a_fault_ends_the_launch_in_time_and_leaves_nothing(start, rig, fault: F
 def test_a_run_outlives_the_ssh_that_started_it(start, rig):
     one = start("beat", "--launcher", "pdsh")
     one.wait_ready()
+    assert not list(one.logs.glob(".order-*"))
     gone = [process for process in rig.family(one.mark) if process.name().startswith(("ssh", "pdsh"))]
     assert len(gone) >= 3
     for process in gone:
