@@ -99,6 +99,33 @@ def stats(
     say(f"written: {target / 'stats.json'}, {target / 'stats.png'}, {target / 'samples.png'}")
 
 
+@sets_app.command("fit-clusters")
+def fit_clusters(
+    directory: Shards,
+    out: Annotated[Path, typer.Option(help="File to write, *.npy: (centres, 3) in [-1, 1], as iGPT's.")],
+    centres: Annotated[int, typer.Option(help="Number of RGB centres; 512 in iGPT.", min=2, max=32767)] = 512,
+    images: Annotated[int, typer.Option(help="Random images to look at; 0: all.", min=0)] = 5000,
+    pixels: Annotated[int, typer.Option(help="Random pixels of each.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and of the k-means.", min=0)] = 0,
+    jobs: Jobs = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Fit RGB centres to the pixels of a set by k-means, for objective.target=clusters."""
+    from data_tools.clusters import fit_clusters as fit
+    from data_tools.clusters import save_palette
+    from data_tools.verify import load_index
+
+    index_ = load_index(directory)
+    options = {"centres": centres, "images": images, "pixels": pixels, "seed": seed, "jobs": jobs or available_cores()}
+    with progress_bar("reading", min(images or len(index_), len(index_))) as advance:
+        palette = fit(index_, **options, progress=advance)
+    save_palette(palette, out, overwrite=overwrite)
+    say(
+        f"{out}: {len(palette.centres)} centres of {palette.pixels:,} pixels; a pixel is {palette.distance:.1f} of 255 from its"
+        f" centre (root mean square). Use it with objective.target=clusters objective.centres={out} objective.downsample=4."
+    )
+
+
 def _table(facts: dict) -> Table:
     table = Table(show_header=False)
     table.add_row("samples", f"{facts['samples']:,} in {facts['shards']:,} shards, {facts['bytes'] / 2**20:,.1f} MiB")

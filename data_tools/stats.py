@@ -136,7 +136,7 @@ def thumbnails(index: ShardIndex, samples: np.ndarray) -> list[tuple[Image.Image
     found = []
     for sample in samples:
         try:
-            picture = _open(index, int(sample))
+            picture = open_picture(index, int(sample))
         except DECODER_ERRORS:
             continue
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -150,7 +150,7 @@ def _measure_chunk(index: ShardIndex, samples: np.ndarray) -> Pictures:
     sizes, sums, squares, count, broken = [], np.zeros(3), np.zeros(3), 0, 0
     for sample in samples:
         try:
-            pixels = np.asarray(_open(index, int(sample)), dtype=np.float32) / 255
+            pixels = np.asarray(open_picture(index, int(sample)), dtype=np.float32) / 255
         except DECODER_ERRORS:
             broken += 1
             continue
@@ -162,7 +162,7 @@ def _measure_chunk(index: ShardIndex, samples: np.ndarray) -> Pictures:
     return Pictures(np.array(sizes, dtype=np.int64).reshape(-1, 2), count, sums, squares, broken)
 
 
-def _open(index: ShardIndex, sample: int) -> Image.Image:
+def open_picture(index: ShardIndex, sample: int) -> Image.Image:
     """An image as RGB.
 
     Raises:

@@ -174,6 +174,28 @@ def import_weights(
         import_and_report(file, out, layout=layout, hints=hints, console=_out())
 
 
+@app.command("fit-tokenizer")
+def fit_tokenizer(
+    shards: Annotated[str, typer.Argument(help="Directory of shards to train on.")],
+    out: Annotated[Path, typer.Option(help="File to write, *.safetensors.")],
+    codes: Annotated[int, typer.Option(help="Number of codes.", min=2, max=32767)] = 512,
+    hidden: Annotated[int, typer.Option(help="Width of the first group; 256 in DALL-E.", min=4)] = 64,
+    blocks: Annotated[int, typer.Option(help="Blocks of each group; 2 in DALL-E.", min=1)] = 1,
+    size: Annotated[int, typer.Option(help="Side of the crops in pixels; 8 pixels make a code.", min=8)] = 64,
+    steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 2000,
+    batch: Annotated[int, typer.Option(help="Crops of an update.", min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam; falls to 0 by a cosine.", min=0)] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of weights, crops and noise.", min=0)] = 0,
+) -> None:
+    """Train a small discrete VAE (DALL-E's layout) whose codes objective.target=tokens predicts."""
+    from simmim_scale.cli.tokenizer import fit_and_report
+    from simmim_scale.tasks.fit_tokenizer import TokenizerOptions
+
+    with user_errors():
+        options = TokenizerOptions(codes, hidden, blocks, size, steps, batch, learning_rate, seed)
+        fit_and_report(shards, out, options, console=_out())
+
+
 @app.command()
 def reconstruct(
     weights: Annotated[Path, typer.Argument(help="Run directory, or a directory of portable weights.")],

@@ -67,6 +67,8 @@ def description_tables(description: dict[str, Any]) -> list[Table]:
     if "num_classes" in d:
         model.add_row("classes", f"{d['num_classes']:,}; learning rate x{d['layer_decay']} from each layer to the one below it")
     else:
+        for row in _objective_rows(d):
+            model.add_row(*row)
         model.add_row("mask", f"{d['hidden_cells']} of {d['mask_cells']} cells hidden, AvgDist {d['avg_dist']:.1f} pixels")
     model.add_row("engine", f"ZeRO-{d['zero_stage']}, {d['precision']}")
     if "plan" in d:
@@ -86,6 +88,19 @@ def description_tables(description: dict[str, Any]) -> list[Table]:
     for row in d["learning_rate"]:
         rates.add_row(f"{row['step']:,}", f"{row['epoch']:.2f}", f"{row['lr']:.3g}", row["what"])
     return [model, batch, rates]
+
+
+def _objective_rows(d: dict[str, Any]) -> list[tuple[str, str]]:
+    channels, rows, columns = d["predicted"]
+    _, *patch = d["predicted_per_token"]
+    work = (
+        f"{d['head_parameters'] / 1e6:.1f}M parameters, {d['head_multiply_adds'] / 1e9:.2f}G multiply-adds an image in training"
+    )
+    extra = f"; its network {d['target_multiply_adds'] / 1e9:.2f}G multiply-adds" if d["target_multiply_adds"] else ""
+    return [
+        ("head", f"{d['head']}: {work}"),
+        ("target", f"{d['target']}: {channels:,} numbers at {rows}x{columns}, {patch[0]}x{patch[1]} of them a token{extra}"),
+    ]
 
 
 def _pairs(title: str) -> Table:

@@ -1,6 +1,6 @@
 """What is hidden of an image, and what is predicted."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt, field_validator
 
@@ -31,6 +31,35 @@ class ObjectiveConfig(Section):
         unit="pixels",
         source="S table 6",
     )
+
+    bins: int = setting(8, "Target bins: classes of each channel.", unit="classes", source="S table 4", ge=2, le=256)
+    centres: str | None = setting(
+        None, "Target clusters: .npy file of RGB centres, (n, 3) in [-1, 1], of `data_tools fit-clusters` or iGPT.", source="S"
+    )
+    tokenizer: str | None = setting(
+        None,
+        "Target tokens: weights of a discrete VAE (DALL-E's names), of `simmim fit-tokenizer` or the released ones.",
+        source="S",
+    )
+    second_view: PositiveInt | None = setting(
+        None, "Height of a second view of every crop, which tokens are read from; null: none. 112 in BEiT.", unit="pixels"
+    )
+    token_grid: Literal["split", "resample"] = setting(
+        "split",
+        "Target tokens: split: each token of the last stage predicts the whole codes that lie in it; resample: features are"
+        " resampled to the grid of codes, which may be any.",
+        source="choice",
+    )
+    logits_mib: PositiveInt = setting(
+        256, "Targets of classes: most memory of logits that exist at once.", unit="MiB", source="choice"
+    )
+    head_options: dict[str, Any] = setting({}, "Keyword arguments of the head, for instance {window: 7} of an inverse Swin.")
+
+    def second_size(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
+        """Height and width of the second view: the image's shape at the height `second_view`; None: there is none."""
+        if self.second_view is None:
+            return None
+        return self.second_view, round(self.second_view * image_size[1] / image_size[0])
 
     @field_validator("norm_target_window")
     @classmethod

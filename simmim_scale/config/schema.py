@@ -124,6 +124,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _channels_agree(self) -> "Config":
+        if self.objective.second_view is not None and self.data.decoder == "gpu":
+            raise ValueError("data.decoder: gpu makes no second view of a crop (objective.second_view). Set data.decoder=cpu.")
         if self.model.in_chans != len(self.data.mean):
             raise ValueError(
                 f"data.mean: one value per input channel, got {len(self.data.mean)} for model.in_chans {self.model.in_chans}."

@@ -42,6 +42,7 @@ def build_training_loader(
     quarantine: Path | None = None,
     pin_memory: bool = False,
     decode_device: torch.device | None = None,
+    second_size: tuple[int, int] | None = None,
 ) -> "TrainingLoader":
     """The endless stream of pre-training micro-batches of one rank.
 
@@ -57,6 +58,7 @@ def build_training_loader(
         quarantine: Directory for the lists of damaged images; None: none is kept.
         pin_memory: Page-lock batches, for copies to a GPU that overlap.
         decode_device: Where `data.decoder: gpu` decodes, and "image" comes out; None: the current CUDA device.
+        second_size: Height and width of a second view of every crop; None: there is none.
 
     Raises:
         ValueError: Fewer samples than a global batch, or no GPU to decode on.
@@ -68,7 +70,7 @@ def build_training_loader(
         )
     workers = Workers(data.workers, data.prefetch, pin_memory)
     workers.warn_of_cores()
-    view = PretrainingView(data=data, mask=mask, image_size=image_size, seed=seed)
+    view = PretrainingView(data=data, mask=mask, image_size=image_size, seed=seed, second_size=second_size)
     order = SampleOrder(shard_sizes(index), seed=seed, mixed_shards=data.mixed_shards)
     return TrainingLoader(
         ShardDataset(
@@ -103,6 +105,7 @@ def build_validation_loader(
     samples: int | None = None,
     quarantine: Path | None = None,
     pin_memory: bool = False,
+    second_size: tuple[int, int] | None = None,
 ) -> "ValidationLoader":
     """Validation micro-batches of one rank: centre views under fixed masks, equally many batches on every rank.
 
@@ -111,7 +114,7 @@ def build_validation_loader(
         rank, world_size: Whose share to load.
         samples: Validate on so many samples, a random choice that depends on the seed alone; None: all.
     """
-    view = ValidationView(data=data, mask=mask, image_size=image_size, seed=seed)
+    view = ValidationView(data=data, mask=mask, image_size=image_size, seed=seed, second_size=second_size)
     count = len(index) if samples is None else min(samples, len(index))
     return ValidationLoader(
         ShardDataset(ShardReader(index), view, in_chans=in_chans, seed=seed, band_range=data.band_range, replaced_is_valid=False),

@@ -27,10 +27,12 @@ class View(Protocol):
 
 
 class CropView:
-    """A view that is a crop of the image and entries that do not depend on its pixels."""
+    """A view that is a crop of the image and entries that do not depend on its pixels. With a `second_size` there is "view", the
+    same crop at that size."""
 
     data: DataConfig
     image_size: tuple[int, int]
+    second_size: tuple[int, int] | None
 
     def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         """The crop of an image of this size, and the entries of the batch besides "image"."""
@@ -38,7 +40,10 @@ class CropView:
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
         crop, entries = self.draw(*image.shape[:2], epoch=epoch, sample=sample)
-        return {"image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation), **entries}
+        views = {"image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation)}
+        if self.second_size is not None:  # the same crop, for targets that look at it at a size of their own
+            views["view"] = resize_crop(image, crop, size=self.second_size, interpolation=self.data.interpolation)
+        return {**views, **entries}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class PretrainingView(CropView):
     mask: MaskConfig
     image_size: tuple[int, int]
     seed: int
+    second_size: tuple[int, int] | None = None
 
     def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         rng = sample_rng(self.seed, epoch, sample, Stream.VIEW)
@@ -68,6 +74,7 @@ class ValidationView(CropView):
     mask: MaskConfig
     image_size: tuple[int, int]
     seed: int
+    second_size: tuple[int, int] | None = None
 
     def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         crop = centre_crop(height, width, aspect=self.image_size[1] / self.image_size[0])

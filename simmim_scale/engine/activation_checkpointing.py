@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 def apply_activation_checkpointing(module: nn.Module, policy: str) -> int:
-    """Checkpoint the blocks that `module.backbone.checkpointable_blocks()` lists, in place; returns how many.
+    """Checkpoint the blocks that `checkpointable_blocks()` of the backbone lists, in place, and those of a head that has it too;
+    returns how many.
 
     Args:
         policy: "none", or "block" for PyTorch's non-reentrant checkpointing of each block.
@@ -23,7 +24,8 @@ def apply_activation_checkpointing(module: nn.Module, policy: str) -> int:
             f"engine.activation_checkpointing: {policy!r} needs a backbone with checkpointable_blocks(), which"
             f" {type(getattr(module, 'backbone', module)).__name__} lacks. Add the method, or set it to 'none'."
         )
-    blocks = list(blocks_of())
+    of_head = getattr(getattr(module, "head", None), "checkpointable_blocks", list)
+    blocks = [*blocks_of(), *of_head()]
     for block in blocks:
         block.__class__ = _checkpointed(type(block))
     return len(blocks)

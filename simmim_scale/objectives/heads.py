@@ -17,8 +17,14 @@ from simmim_scale.models.initialization import assign, fan_in_uniform
 from simmim_scale.models.layers import Linear
 from simmim_scale.objectives.prediction import Consumer, to_picture
 
-# name -> "module:function"; the function takes (num_features, stride, channels) by keyword and returns the head. S table 3.
-HEADS = {"linear": "simmim_scale.objectives.heads:LinearHead"}
+# name -> "module:function"; the function takes (num_features, stride, channels) and `objective.head_options` by keyword and
+# returns the head; `attention` too, the implementation of window attention, if it has a parameter of that name. S table 3.
+HEADS = {
+    "linear": "simmim_scale.objectives.heads:LinearHead",
+    "mlp2": "simmim_scale.objectives.heads:MlpHead",
+    "inverse_swin_t": "simmim_scale.objectives.inverse_swin:build_tiny",
+    "inverse_swin_b": "simmim_scale.objectives.inverse_swin:build_base",
+}
 
 
 class Projection(Linear):
@@ -80,3 +86,29 @@ class LinearHead(TokenHead):
     def init_weights(self, generator: torch.Generator) -> None:
         """As the published code leaves it, see `Projection`."""
         self.proj.init_weights(generator)
+
+
+class MlpHead(TokenHead):
+    """Two linear maps per token with a GELU between.
+
+    Args (the others as in `LinearHead`):
+        hidden_dim: width between them; None: that of the features (a choice: S does not tell it).
+    """
+
+    tokenwise = True
+
+    def __init__(self, *, num_features: int, stride: int, channels: int, hidden_dim: int | None = None) -> None:
+        super().__init__()
+        hidden_dim = num_features if hidden_dim is None else hidden_dim
+        self.patch, self.channels = stride, channels
+        self.fc = Projection(num_features, hidden_dim)
+        self.proj = Projection(hidden_dim, channels * stride**2)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Both as the linear head's."""
+        self.fc.init_weights(generator)
+        self.proj.init_weights(generator)
+
+    def trunk(self, features: Tensor) -> Tensor:
+        """(*, d) -> (*, hidden)."""
+        return F.gelu(self.fc(features))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 
@@ -114,8 +114,8 @@ class Prediction:
 
 
 def to_picture(
-    values: Float[Tensor, "b k l"], *, grid: tuple[int, int], patch: int, size: tuple[int, int] | None = None
-) -> Float[Tensor, "b o rh rw"]:
+    values: Shaped[Tensor, "b k l"], *, grid: tuple[int, int], patch: int, size: tuple[int, int] | None = None
+) -> Shaped[Tensor, "b o rh rw"]:
     """Patches of all tokens put in their places; `size`: cut to so many rows and columns."""
     b, (rows, columns) = len(values), grid
     cut = values.view(b, rows, columns, -1, patch, patch).permute(0, 3, 1, 4, 2, 5)
@@ -123,11 +123,23 @@ def to_picture(
     return picture if size is None else picture[:, :, : size[0], : size[1]]
 
 
-def to_patches(picture: Float[Tensor, "b o ph pw"], *, patch: int) -> Float[Tensor, "b k l"]:
+def to_patches(picture: Shaped[Tensor, "b o ph pw"], *, patch: int) -> Shaped[Tensor, "b k l"]:
     """The inverse of `to_picture`."""
     b, o, height, width = picture.shape
     rows, columns = height // patch, width // patch
     return picture.reshape(b, o, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, -1)
+
+
+def take_patches(picture: Tensor, prediction: Prediction) -> Tensor:
+    """(b, o, rh, rw) -> (b, k, o * patch^2): the patches that a prediction is about. Beyond the picture they are 0 (False)."""
+    height, width = (tokens * prediction.patch for tokens in prediction.grid)
+    below, right = height - picture.shape[2], width - picture.shape[3]
+    if below or right:
+        picture = F.pad(picture, (0, right, 0, below))
+    patches = to_patches(picture, patch=prediction.patch)
+    if prediction.tokens is None:
+        return patches
+    return patches.gather(1, prediction.tokens[..., None].expand(-1, -1, patches.shape[2]))
 
 
 def predict(head: nn.Module, features: Float[Tensor, "b th tw d"], *, patch: int, tokens: Tensor | None) -> Prediction:

@@ -5,6 +5,7 @@ k hidden tokens of the last stage in each image.
 Source: "SimMIM: A Simple Framework for Masked Image Modeling" (arXiv 2111.09886) and its released code for the formulas.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -102,8 +103,8 @@ class SimMIM(nn.Module):
         Args:
             batch: "image" (b, c, h, w), uint8, or floating and normalised; "mask" (b, gh, gw) bool, True = hidden, any grid
                 that divides the image into cells of whole patches, in the coordinates of the (flipped) picture; optional
-                "flip" (b,) bool, "position" (b,) int64 (seeds drop path in training), "valid" (b,) bool
-                (False: padding, no part of the loss).
+                "flip" (b,) bool, "position" (b,) int64 (seeds drop path in training), "valid" (b,) bool (False: padding, no part
+                of the loss), "view" (b, c, vh, vw) uint8 (another view of the same crop, for targets that ask for one).
 
         Returns:
             "loss" (), fp32. In eval mode also "loss_per_sample" (b,), the published loss of each sample by itself (0 where not
@@ -144,7 +145,9 @@ class SimMIM(nn.Module):
             constants = (mean.view(-1), std.view(-1))
         size = (image.shape[2], image.shape[3])
         mask = mask_to_tokens(mask.bool(), image_size=size, patch_size=self.backbone.patch_size)
-        return Pictures(image=image, stored=stored, flip=flip, constants=constants), mask
+        view = batch.get("view")
+        view = view if view is None or flip is None else flip_where(view, flip)
+        return Pictures(image=image, stored=stored, flip=flip, constants=constants, view=view), mask
 
     def encode(
         self,
@@ -229,9 +232,11 @@ def build_simmim(
     context = TargetContext(model.in_chans, model.image_size, backbone.stride, norm, objective, masked_loss)
     target = lookup(TARGETS, objective.target, setting="objective.target")(context)
     meeting = meet(stride=backbone.stride, scale=target.scale, grid=target.grid)
-    head = lookup(HEADS, objective.head, setting="objective.head")(
-        num_features=backbone.num_features, stride=meeting.patch, channels=target.channels
-    )
+    factory = lookup(HEADS, objective.head, setting="objective.head")
+    options = dict(objective.head_options)
+    if "attention" in inspect.signature(factory).parameters:
+        options["attention"] = attention
+    head = factory(num_features=backbone.num_features, stride=meeting.patch, channels=target.channels, **options)
     module = SimMIM(backbone=backbone, head=head, target=target, mean=mean, std=std, seed=seed, hidden_cells=hidden_cells)
     if initialise:
         module.init_weights(torch.Generator().manual_seed(seed))

@@ -15,7 +15,12 @@ from simmim_scale.objectives.pixels import PixelNorm
 from simmim_scale.objectives.prediction import Hidden, Pictures, Prediction
 
 # name -> "module:function"; the function takes a TargetContext and returns the target. S table 4.
-TARGETS = {"pixels": "simmim_scale.objectives.pixel_target:build"}
+TARGETS = {
+    "pixels": "simmim_scale.objectives.pixel_target:build",
+    "bins": "simmim_scale.objectives.colour_targets:build_bins",
+    "clusters": "simmim_scale.objectives.colour_targets:build_clusters",
+    "tokens": "simmim_scale.objectives.token_target:build",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ class Target(nn.Module):
     def sums(self, prediction: Prediction, pictures: Pictures, hidden: Hidden) -> MaskedSums:
         """The error over hidden predicted pixels. The prediction may be of some tokens only: all that hold hidden pixels."""
         raise NotImplementedError
+
+    def multiply_adds(self) -> int:
+        """Of the networks that a target runs on one image; 0: there are none."""
+        return 0
 
     def summary(self, prediction: Prediction, size: tuple[int, int]) -> Float[Tensor, "b o rh rw"]:
         """What is told of a prediction in eval mode, cut to `size`: small, and all that `to_pixels` needs."""

@@ -12,6 +12,7 @@ from simmim_scale.data.masks import num_hidden
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.models.complexity import count_parameters, head_multiply_adds, multiply_adds
 from simmim_scale.objectives.classifier import build_classifier
+from simmim_scale.objectives.complexity import objective_sizes
 from simmim_scale.objectives.simmim import build_simmim
 
 DESCRIBED_MASKS = 400  # 1.6 ms each at 192 x 192
@@ -72,10 +73,16 @@ def _task_facts(config: Config, module: nn.Module) -> dict[str, Any]:
             "num_classes": module.num_classes,
             "layer_decay": config.optimizer.layer_decay,
         }
-    mask = config.mask
+    mask, objective = config.mask, objective_sizes(module, config.model.image_size)
     grid = mask_grid(config.model.image_size, mask.cell)
     return {
+        "head": config.objective.head,
+        "head_parameters": objective.head_parameters,
         "head_multiply_adds": _head_multiply_adds(config, module),
+        "target": config.objective.target,
+        "target_multiply_adds": objective.target_multiply_adds,
+        "predicted": list(objective.predicted),
+        "predicted_per_token": [objective.predicted[0], objective.patch, objective.patch],
         "mask_cells": grid[0] * grid[1],
         "hidden_cells": num_hidden(grid, mask.ratio),
         "avg_dist": round(describe_distance(mask, config.model.image_size).mean, 2),

@@ -27,6 +27,7 @@ from simmim_scale.models.weights import Weights, load_into
 from simmim_scale.objectives.simmim import HiddenCells, SimMIM, build_simmim
 from simmim_scale.reports.reconstructions import gallery_path
 from simmim_scale.tasks.model_facts import describe_distance
+from simmim_scale.tasks.objective_check import check_objective
 from simmim_scale.tasks.pretrain_evaluators import Gallery, MaskDistance, MaskedLoss, MeanColourLoss
 
 PretrainEvaluator = MaskedLoss | MeanColourLoss | MaskDistance | Gallery
@@ -36,13 +37,15 @@ def build(config: Config) -> "PretrainTask":
     """Opens the shards that the configuration names.
 
     Raises:
-        ValueError: no shards there, an empty index, or an index that does not fit its shards.
+        ValueError: no shards there, an empty index, or an index that does not fit its shards; a head or a target that does not
+            fit the model, the masking or this machine.
     """
     if not config.data.train:
         raise ValueError(
             "data.train: the directory of shards to train on is not set."
             " Make one with `python -m data_tools shard folder IMAGES DIR` and set data.train=DIR."
         )
+    check_objective(config)
     # Built again with the loader; here it tells early what it cannot do.
     make_decoder(config.data, image_size=config.model.image_size, in_chans=config.model.in_chans)
     remote = config.data.remote
@@ -107,6 +110,7 @@ class PretrainTask:
             start_position=plan.position_at(start_step),
             quarantine=quarantine,
             pin_memory=pin_memory,
+            second_size=config.objective.second_size(config.model.image_size),
         )
 
     def validation(self, plan: Plan, *, rank: int, module: nn.Module, run_dir: Path) -> "PretrainValidation | None":
@@ -143,6 +147,7 @@ class PretrainValidation:
             rank=self.rank,
             world_size=self.plan.world_size,
             quarantine=self.run_dir / "quarantine",
+            second_size=config.objective.second_size(config.model.image_size),
         )
 
     def evaluators(self, step: int) -> Sequence[PretrainEvaluator]:

@@ -68,10 +68,13 @@ def reconstruct(
     if module.in_chans not in DRAWN_CHANNELS:
         raise ValueError(f"model.in_chans: pictures of 1 or 3 channels can be drawn, this model takes {module.in_chans}.")
     config = with_mask(pretrained.config, {"ratio": ratio, "cell": cell, "sampler": sampler})
-    image = read_photo(Path(photo), config)
+    size, second = config.model.image_size, config.objective.second_size(config.model.image_size)
+    views = {"image": read_photo(Path(photo), config, size=size)}
+    if second is not None:
+        views["view"] = read_photo(Path(photo), config, size=second)
     mask = draw_mask(config.mask, config.model.image_size, seed)
     with torch.inference_mode():
-        batch = {"image": image[None], "mask": torch.from_numpy(mask)[None]}
+        batch = {"mask": torch.from_numpy(mask)[None], **{name: view[None] for name, view in views.items()}}
         parts = module(batch)
         rows = reconstruction_rows(module, batch, parts["prediction"])
     save_picture(draw_reconstructions(rows), Path(out))
@@ -92,8 +95,8 @@ def with_mask(config: Config, changes: dict[str, object]) -> Config:
     return validate(Source(tree=tree))
 
 
-def read_photo(path: Path, config: Config) -> Tensor:
-    """(c, h, w) uint8: the picture's centre in the shape of the model's input."""
+def read_photo(path: Path, config: Config, *, size: tuple[int, int]) -> Tensor:
+    """(c, h, w) uint8: the picture's centre in the shape of the model's input, at `size`."""
     try:
         pixels = decode_image(path.read_bytes(), in_chans=config.model.in_chans)
     except OSError as error:
@@ -102,7 +105,7 @@ def read_photo(path: Path, config: Config) -> Tensor:
         raise ValueError(f"photo: {path} cannot be decoded: {error}. Give a JPEG, PNG or another common image file.") from error
     height, width = config.model.image_size
     crop = centre_crop(*pixels.shape[:2], aspect=width / height)
-    return resize_crop(pixels, crop, size=(height, width), interpolation=config.data.interpolation)
+    return resize_crop(pixels, crop, size=size, interpolation=config.data.interpolation)
 
 
 def draw_mask(mask: MaskConfig, image_size: tuple[int, int], seed: int) -> np.ndarray:
