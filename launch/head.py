@@ -147,6 +147,7 @@ class Head:
                 for node in self.nodes:
                     node.close()
                 self.starters.end()
+                self.selector.close()
 
     def _gather_and_run(self, signals: int, master: str) -> int:
         if not self._gather(signals):

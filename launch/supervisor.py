@@ -140,14 +140,24 @@ class Supervisor:
                 self.head.pass_output(key.fileobj, self.selector)
             else:
                 self._hear(key.fileobj)
-        if self.launcher.poll() is not None and self.running:
-            # DeepSpeed's launcher was killed: the ranks could go on without it, but whoever killed it wants the run to end.
-            self._request(signal.SIGTERM)
+        self._look_for_launcher()
         if self.head is not None:
             self.head.tick()
             self._look_for_head()
         self._keep_deadlines()
         self._watch()
+
+    def _look_for_launcher(self) -> None:
+        """Without DeepSpeed's launcher the ranks could go on, but whoever killed it wants the run to end.
+
+        It also ends by itself when a keeper was killed: that is a failure, which nobody asked for.
+        """
+        if self.launcher.poll() is None or not self.running or self.stopping.asked:
+            return
+        if any(ending.failed for ending in self.endings):
+            self._ask(signal.SIGTERM)
+        else:
+            self._request(signal.SIGTERM)
 
     # ------------------------------------------------------------------------------------------------------- keepers
 
