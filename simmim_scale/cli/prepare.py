@@ -4,6 +4,7 @@ input before it costs time.
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ from simmim_scale.tasks.classification import ClassificationTask
 from simmim_scale.tasks.classification.probing import open_probe_sets
 from simmim_scale.tasks.model_facts import describe_model
 from simmim_scale.tasks.pretrain import PretrainTask
+from simmim_scale.train.rollbacks import Rollback, read_rollbacks, skipped_at
 from simmim_scale.train.run_directory import RunDirectory
 
 Task = PretrainTask | ClassificationTask
@@ -48,6 +50,7 @@ class Prepared:
         saved: the run state to resume from, or None for a new run.
         initial: weights to start from, fitted to the model's window and image size, or None.
         resized: what was changed for that, one line each.
+        rollbacks: returns to earlier states that the run has made.
         lock: keeps other processes out of the run directory; None on all ranks but the main one.
     """
 
@@ -60,11 +63,21 @@ class Prepared:
     saved: SavedState | None
     initial: Weights | None
     resized: list[str]
+    rollbacks: tuple[Rollback, ...]
     lock: IO[str] | None
 
     @property
     def start_step(self) -> int:
         return self.saved.step if self.saved else 0
+
+    @property
+    def start_position(self) -> int:
+        """Samples of the stream that are done with: trained on, or passed over after a rollback."""
+        return self.plan.position_at(self.start_step) + self.skipped_samples
+
+    @property
+    def skipped_samples(self) -> int:
+        return skipped_at(self.rollbacks, self.start_step)
 
     @cached_property
     def model_facts(self) -> dict[str, Any]:
@@ -86,11 +99,12 @@ def prepare(config: Config, runtime: Runtime) -> Prepared:
     try:
         saved = store.newest()
         initial, resized = on_every_rank(runtime, lambda: _check_state(config, task, saved))
+        rollbacks = on_every_rank(runtime, lambda: tuple(read_rollbacks(directory.path)))
     except ValueError:
         if lock is not None:
             lock.close()
         raise
-    return Prepared(config, runtime, directory, task, plan, store, saved, initial, resized, lock)
+    return Prepared(config, runtime, directory, task, plan, store, saved, initial, resized, rollbacks, lock)
 
 
 def _open(config: Config, runtime: Runtime) -> tuple[Task, Plan]:
@@ -197,6 +211,7 @@ def make_header(run: Prepared) -> RunHeader:
             "engine": f"ZeRO-{engine.zero_stage}, {engine.precision}, activation checkpointing {engine.activation_checkpointing}",
             **_initial_rows(run),
             **plan_rows(run.plan),
+            **rollback_rows(run.rollbacks),
         },
         start_step=run.start_step,
     )
@@ -218,3 +233,12 @@ def make_meter(run: Prepared) -> Throughput:
         flops_per_image=training_flops_per_image(run.model_facts["multiply_adds"] + run.model_facts["head_multiply_adds"]),
         peak_flops=peak * world_size if peak else None,
     )
+
+
+def rollback_rows(rollbacks: Sequence[Rollback]) -> dict[str, str]:
+    """Each rollback in a few words, for the run header."""
+    return {
+        f"rollback {number}": f"from step {entry.from_step} to {entry.to_step}, passing over {entry.skipped_samples:,} samples:"
+        f" {entry.reason}"
+        for number, entry in enumerate(rollbacks, start=1)
+    }

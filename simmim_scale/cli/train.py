@@ -12,6 +12,7 @@ from pathlib import Path
 from simmim_scale.cli import exit_codes
 from simmim_scale.cli.exit_codes import user_errors
 from simmim_scale.cli.prepare import Prepared, build, make_header, make_meter, open_sinks, prepare
+from simmim_scale.cli.recovery import roll_back, spike_detector
 from simmim_scale.cli.together import on_every_rank
 from simmim_scale.config.load import load_config
 from simmim_scale.config.schema import Config
@@ -24,6 +25,7 @@ from simmim_scale.reports.sinks import Sinks
 from simmim_scale.reports.terminal import Terminal, configure_logging
 from simmim_scale.tasks.classification.probing import Probing, open_probe_sets
 from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
+from simmim_scale.train.spikes import LossSpikeError
 from simmim_scale.train.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -55,21 +57,31 @@ def _train_here(config: Config, runtime: Runtime, stop: StopRequest) -> int:
     configure_logging(terminal, level=logging.INFO if runtime.is_main else logging.WARNING)
     with user_errors(quiet=not runtime.is_main):
         run = prepare(config, runtime)
+    lock = run.lock
     try:
-        with user_errors(quiet=not runtime.is_main):
-            header = on_every_rank(runtime, lambda: make_header(run))
-            sinks = open_sinks(run, terminal)
-        with sinks:
-            with user_errors(quiet=not runtime.is_main):
-                engine = build(run)
-            sinks.write_header(header)
-            return _run(run, engine, sinks, stop)
+        while True:
+            ended = _start(run, terminal, stop)
+            if not isinstance(ended, Prepared):
+                return ended
+            run = ended
     finally:
-        if run.lock is not None:
-            run.lock.close()
+        if lock is not None:
+            lock.close()
 
 
-def _run(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> int:
+def _start(run: Prepared, terminal: Terminal, stop: StopRequest) -> int | Prepared:
+    """Trains from where the run is; returns the exit code, or the run as it goes on after a rollback."""
+    with user_errors(quiet=not run.runtime.is_main):
+        header = on_every_rank(run.runtime, lambda: make_header(run))
+        sinks = open_sinks(run, terminal)
+    with sinks:
+        with user_errors(quiet=not run.runtime.is_main):
+            engine = build(run)
+        sinks.write_header(header)
+        return _run(run, engine, sinks, stop)
+
+
+def _run(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> int | Prepared:
     try:
         outcome = _fit(run, engine, sinks, stop)
         if outcome is Outcome.PREEMPTED:
@@ -77,7 +89,12 @@ def _run(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> int:
             return exit_codes.PREEMPTED
         _finish(run, engine)
         return exit_codes.FINISHED
-    except (NonFiniteError, LossScaleError) as error:
+    except (NonFiniteError, LossSpikeError) as error:
+        again = roll_back(run, step=engine.step, reason=str(error))
+        if again is None:
+            log.error("%s", error)
+        return again or exit_codes.NONFINITE
+    except LossScaleError as error:
         log.error("%s", error)
         return exit_codes.NONFINITE
     finally:
@@ -89,7 +106,7 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
     with run.task.training_loader(
         plan,
         rank=runtime.rank,
-        start_step=engine.step,
+        start_position=run.start_position,
         quarantine=directory.path / "quarantine",
         pin_memory=runtime.device.type == "cuda",
     ) as loader:
@@ -109,6 +126,8 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
             stop=stop,
             facts={"num_samples": run.task.num_samples},
             read_late=runtime.device.type == "cuda",
+            skipped_samples=run.skipped_samples,
+            spikes=spike_detector(run),
         )
         return fit(loop)
 

@@ -93,6 +93,30 @@ class MultiStepConfig(WarmupSection):
 ScheduleConfig = Annotated[CosineConfig | StepConfig | MultiStepConfig, Field(discriminator="name")]
 
 
+class RecoveryConfig(Section):
+    """Going back to the last save when training goes wrong, and passing over the samples since."""
+
+    rollbacks: int = setting(
+        0,
+        "How often a run may go back, after a loss spike or after train.max_nonfinite_steps; 0: never, and nothing is a spike.",
+        unit="times",
+        source="choice",
+        ge=0,
+    )
+    spike_factor: float = setting(
+        2.0, "A loss is high above so many times the median of those before it.", unit="factor", source="choice", gt=1
+    )
+    spike_window: PositiveInt = setting(
+        200, "Losses that the median is taken of; nothing is high before half of them are known.", unit="steps", source="choice"
+    )
+    spike_steps: PositiveInt = setting(
+        5,
+        "So many high losses in a row are a spike. No save is made while the last loss was high.",
+        unit="steps",
+        source="choice",
+    )
+
+
 class TrainConfig(Section):
     """How long to train, and how a global batch is cut."""
 
@@ -112,6 +136,8 @@ class TrainConfig(Section):
         unit="steps",
         source="choice",
     )
+
+    recovery: RecoveryConfig = setting(RecoveryConfig(), "Going back after a loss spike.")
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":

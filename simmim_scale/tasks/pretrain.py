@@ -92,8 +92,10 @@ class PretrainTask:
         """All weights: of the backbone, the mask token and the head."""
         load_into(module, weights.state, source=str(weights.path))
 
-    def training_loader(self, plan: Plan, *, rank: int, start_step: int, quarantine: Path, pin_memory: bool) -> TrainingLoader:
-        """This rank's micro-batches from the step after `start_step` finished ones."""
+    def training_loader(
+        self, plan: Plan, *, rank: int, start_position: int, quarantine: Path, pin_memory: bool
+    ) -> TrainingLoader:
+        """This rank's micro-batches from the sample at `start_position` of the stream."""
         config = self.config
         return build_training_loader(
             self.train_index,
@@ -107,7 +109,7 @@ class PretrainTask:
             accumulation=plan.accumulation,
             rank=rank,
             world_size=plan.world_size,
-            start_position=plan.position_at(start_step),
+            start_position=start_position,
             quarantine=quarantine,
             pin_memory=pin_memory,
             second_size=config.objective.second_size(config.model.image_size),

@@ -24,6 +24,7 @@ from simmim_scale.reports.records import StepRecord
 from simmim_scale.reports.sinks import Sinks
 from simmim_scale.reports.throughput import Reading, Throughput
 from simmim_scale.train.evaluate import Evaluator, evaluate
+from simmim_scale.train.spikes import LossSpikeError, SpikeDetector
 from simmim_scale.train.stop import StopRequest
 
 Batch = Mapping[str, Tensor]
@@ -73,6 +74,8 @@ class Loop:
 
     Args:
         read_late: read a step's numbers one step later, for devices that work on while the host goes ahead.
+        skipped_samples: passed over after rolling back (train/rollbacks.py); they shift the position in the data.
+        spikes: watches the loss; None: nothing is a spike.
         facts: written into every save and compared on resume, for instance the number of samples.
     """
 
@@ -91,6 +94,8 @@ class Loop:
     stop: StopRequest
     facts: Mapping[str, Any]
     read_late: bool = False
+    skipped_samples: int = 0
+    spikes: SpikeDetector | None = None
 
 
 @dataclass(frozen=True)
@@ -106,21 +111,27 @@ def fit(loop: Loop) -> Outcome:
 
     Returns:
         How it ended; when preempted, the run state of the last finished step is saved.
+
+    Raises:
+        LossSpikeError: the loss spiked.
     """
     batches = iter(loop.loader)
     underway: _Underway | None = None
-    stopping = False
+    stopping = postponed = False
     while loop.engine.step < loop.plan.total_steps:
         previous, underway = underway, _launch(loop, batches)
         if previous is not None:
             stopping = _conclude(loop, previous)
         # Every rank knows the same here: steps are counted alike, and a request to stop is reduced with a step's loss.
         step = loop.engine.step
-        due = loop.save.due(step) or bool(_evaluations(loop, step))
+        saving = loop.save.due(step) or postponed
+        due = saving or bool(_evaluations(loop, step))
         if due or stopping or not loop.read_late:
             stopping = _conclude(loop, underway) or stopping
             underway = None
-            if loop.save.due(step) or stopping:
+            # A state that a spike may have spoilt is none to go back to: the save waits for a loss that is not high.
+            postponed = saving and loop.spikes is not None and loop.spikes.suspicious and step < loop.plan.total_steps
+            if stopping or (saving and not postponed):
                 save_run_state(loop)
         if stopping and step < loop.plan.total_steps:
             return Outcome.PREEMPTED
@@ -142,13 +153,17 @@ def _conclude(loop: Loop, underway: _Underway) -> bool:
     with loop.meter.computing():
         result = loop.engine.finish_step(underway.launched)
     _report(loop, _measure(loop, result, underway.reading))
+    spike = loop.spikes.observe(result.loss) if loop.spikes is not None and not result.skipped else None
+    if spike is not None:
+        raise LossSpikeError(f"step {result.step}: {spike}")
     return result.stop
 
 
 def save_run_state(loop: Loop) -> None:
     """A complete, atomic save of the current step."""
     step = loop.engine.step
-    facts = {**loop.facts, "position": loop.plan.position_at(step), "world_size": loop.runtime.world_size}
+    position = loop.plan.position_at(step) + loop.skipped_samples
+    facts = {**loop.facts, "position": position, "world_size": loop.runtime.world_size}
     with loop.meter.paused("saving"):
         loop.store.save(loop.engine, client_state=facts)
 

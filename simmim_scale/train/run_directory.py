@@ -31,6 +31,7 @@ CHANGEABLE = (
     "data.remote",
     "train.micro_batch",
     "train.max_nonfinite_steps",
+    "train.recovery",
     "engine.activation_checkpointing",
     "engine.timeout_minutes",
     "kernels",

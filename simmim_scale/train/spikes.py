@@ -1,8 +1,13 @@
 """When a loss that jumped counts as a spike: pure, fed with one loss a step, the same on every rank."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
+
+
+class LossSpikeError(RuntimeError):
+    """Training went wrong, on all ranks alike; the message says how."""
 
 
 @dataclass
@@ -28,6 +33,10 @@ class SpikeDetector:
     def suspicious(self) -> bool:
         """Whether the last loss was high: a state saved now might be one that a spike has spoilt."""
         return self._high > 0
+
+    def remember(self, losses: Iterable[float]) -> None:
+        """Takes losses from before this start as calm ones, oldest first."""
+        self._calm.extend(losses)
 
     def observe(self, loss: float) -> str | None:
         """What is wrong, in words, once a spike is complete; else None. Losses of skipped steps are not observed."""

@@ -11,6 +11,7 @@ from simmim_scale.engine.engine import StepResult
 from simmim_scale.reports.throughput import Throughput
 from simmim_scale.train.evaluate import evaluate
 from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
+from simmim_scale.train.spikes import LossSpikeError, SpikeDetector
 from simmim_scale.train.stop import StopRequest
 
 
@@ -39,6 +40,7 @@ class FakeEngine:
     events: list
     step: int = 0
     seen: list = field(default_factory=list)
+    losses: dict = field(default_factory=dict)  # of steps whose loss is not 1 / step
 
     def launch_step(self, micro_batches, *, stop):
         self.step += 1
@@ -48,7 +50,7 @@ class FakeEngine:
 
     def finish_step(self, launched) -> StepResult:
         step, stop = launched
-        return StepResult(step, 1.0 / step, 0.1, 1.0, False, None, None, 0, stop=stop)
+        return StepResult(step, self.losses.get(step, 1.0 / step), 0.1, 1.0, False, None, None, 0, stop=stop)
 
     def evaluate_step(self, batch):
         self.events.append("evaluate")
@@ -103,7 +105,7 @@ class FakeValidation:
         return {"drawing": None}
 
 
-def build(plan: Plan, *, stop: StopRequest | None = None, start: int = 0, validation=None, every=3, save=4, read_late=False):
+def build(plan: Plan, *, stop: StopRequest | None = None, start: int = 0, validation=None, every=3, save=4, **settings):
     events: list[str] = []
     engine, sinks = FakeEngine(events, step=start), FakeSinks(events)
     loader = iter({"position": torch.tensor(position)} for position in range(1000))
@@ -120,7 +122,7 @@ def build(plan: Plan, *, stop: StopRequest | None = None, start: int = 0, valida
         meter=Throughput(plan.global_batch),
         stop=stop or StopRequest(),
         facts={"num_samples": 10},
-        read_late=read_late,
+        **settings,
     )
     return loop, events, sinks
 
@@ -223,3 +225,30 @@ def test_ranks_that_are_not_main_report_no_figures():
     engine = FakeEngine([])
     assert evaluate(engine, FakeValidation().batches(), [Total()], runtime) == {}
     assert engine.events == ["evaluate", "evaluate"]
+
+
+def spikes(patience: int) -> SpikeDetector:
+    return SpikeDetector(factor=2.0, window=4, patience=patience)
+
+
+@pytest.mark.parametrize("read_late", [False, True])
+def test_a_spike_ends_the_loop_and_no_state_is_saved_while_the_loss_is_high(read_late):
+    loop, events, sinks = build(make(steps=9), spikes=spikes(3), read_late=read_late)
+    loop.engine.losses = {4: 50.0, 5: 60.0, 6: 70.0}
+    with pytest.raises(LossSpikeError, match=r"step 6: loss 70 for 3 steps, above 2 times the usual 0\.5"):
+        fit(loop)
+    assert [record.step for record in sinks.records] == [1, 2, 3, 4, 5, 6]
+    assert not any(event.startswith("save") for event in events), "step 4 was due, but its loss was high"
+
+
+def test_a_save_that_was_due_while_the_loss_was_high_comes_when_it_is_calm():
+    loop, events, _ = build(make(steps=9), spikes=spikes(3))
+    loop.engine.losses = {4: 50.0, 5: 60.0}
+    assert fit(loop) is Outcome.FINISHED
+    assert [event for event in events if event.startswith("save")] == ["save 6 at 24", "save 8 at 32", "save 9 at 36"]
+
+
+def test_samples_that_were_passed_over_shift_the_position():
+    loop, events, _ = build(make(), skipped_samples=100)
+    fit(loop)
+    assert [event for event in events if event.startswith("save")] == ["save 4 at 116", "save 6 at 124"]

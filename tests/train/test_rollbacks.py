@@ -34,6 +34,12 @@ def test_nothing_is_a_spike_before_half_the_window_is_known():
     assert SpikeDetector(factor=1.5, window=2, patience=1).observe(1.0) is None
 
 
+def test_losses_before_a_start_are_remembered():
+    detector = SpikeDetector(factor=2.0, window=4, patience=1)
+    detector.remember([9.0, 1.0, 1.0, 1.0, 1.0])
+    assert detector.observe(3.0) is not None
+
+
 @given(st.lists(st.floats(0.5, 0.99), min_size=1, max_size=60), st.integers(1, 5))
 def test_losses_within_the_factor_are_never_a_spike(losses, patience):
     assert not any(feed(SpikeDetector(factor=2.0, window=8, patience=patience), losses))

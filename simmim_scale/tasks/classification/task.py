@@ -100,8 +100,10 @@ class ClassificationTask:
         """The weights' backbone, and their head where it is for as many classes."""
         load_initial(module, weights, model=self.config.model)
 
-    def training_loader(self, plan: Plan, *, rank: int, start_step: int, quarantine: Path, pin_memory: bool) -> TrainingLoader:
-        """This rank's micro-batches from the step after `start_step` finished ones."""
+    def training_loader(
+        self, plan: Plan, *, rank: int, start_position: int, quarantine: Path, pin_memory: bool
+    ) -> TrainingLoader:
+        """This rank's micro-batches from the sample at `start_position` of the stream."""
         config = self.config
         return build_labelled_training_loader(
             self.train_index,
@@ -115,7 +117,7 @@ class ClassificationTask:
             accumulation=plan.accumulation,
             rank=rank,
             world_size=plan.world_size,
-            start_position=plan.position_at(start_step),
+            start_position=start_position,
             quarantine=quarantine,
             pin_memory=pin_memory,
         )
