@@ -171,6 +171,8 @@ def test_a_config_is_frozen(tmp_path):
 def test_resolved_and_documented_forms_load_back_equal(tmp_path):
     for path in sorted(CONFIGS.rglob("*.yaml")):
         source = load_source(path)
+        if "sweep" in source.tree:  # a description of many runs: tests/sweeps
+            continue
         config = validate(source)
         assert load_config(write(tmp_path, "resolved.yaml", resolved_yaml(config))) == config
         assert load_config(write(tmp_path, "documented.yaml", documented_yaml(config, source))) == config
