@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from simmim_scale.reports.atomic_write import replace_file
-from simmim_scale.reports.charts import GREEN, ORANGE, Curve, draw_chart
+from simmim_scale.reports.charts import BLUE, GREEN, INK, ORANGE, Curve, draw_chart
 from simmim_scale.reports.sinks import ENVIRONMENT_FILE, METRICS_FILE, read_metrics
 from simmim_scale.reports.terminal import format_count, format_duration
 from simmim_scale.reports.time_spent import account
@@ -88,6 +88,22 @@ def _loss_chart(records: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart("Loss", note, narrow, wide)
 
 
+_PROBES = (("val_top1", "top-1"), ("val_top5", "top-5"), ("val_knn", "neighbours"), ("val_linear", "linear probe"))
+
+
+def _accuracy_chart(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Accuracy on held-out images at every validation that measured it."""
+    steps, colours = _column(records, "step"), (ORANGE, GREEN, BLUE, INK)
+    curves = [
+        Curve(steps, _column(records, key), label, colour, marked=True)
+        for (key, label), colour in zip(_PROBES, colours, strict=True)
+        if _has(records, key)
+    ]
+    if not curves:
+        return []
+    return [Chart("Accuracy", "Percent of held-out images.", Markup(draw_chart(curves, size=NORMAL, from_zero=True)))]
+
+
 _SHARE = {"percent": True, "from_zero": True}
 _SMALL_CHARTS: tuple[
     tuple[str, str, str, dict[str, Any], dict[str, Any]], ...
@@ -123,7 +139,12 @@ def _small_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 
 def _charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    return [_loss_chart(records), *_small_charts(records)] if records else []
+    return [_loss_chart(records), *_accuracy_chart(records), *_small_charts(records)] if records else []
+
+
+def _accuracies(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    found = ((label, _last(records, key)) for key, label in (("val_top1", "Top-1"), ("val_top5", "Top-5")))
+    return [(label, value) for label, value in found if value is not None]
 
 
 def _validation_tiles(records: Sequence[Mapping[str, Any]]) -> list[Tile]:
@@ -133,6 +154,7 @@ def _validation_tiles(records: Sequence[Mapping[str, Any]]) -> list[Tile]:
     note = f"{1 - loss / baseline:.0%} below mean colour ({baseline:.4f})" if baseline else ""
     best = min((record for record in records if record.get("val_loss") is not None), key=lambda record: record["val_loss"])
     tiles = [Tile("Validation loss", f"{loss:.4f}", note)]
+    tiles += [Tile(label, f"{value:.2f} %", "latest validation") for label, value in _accuracies(records)]
     return (
         tiles
         if best["val_loss"] == loss

@@ -214,3 +214,19 @@ def test_best_validation_is_named_when_it_is_not_the_last(tmp_path: Path) -> Non
 def test_page_reads_what_the_sinks_write(tmp_path: Path) -> None:
     write_run(tmp_path)
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 41))
+
+
+def test_accuracies_get_tiles_and_a_chart(tmp_path: Path) -> None:
+    rows = [{"step": step, "epoch": step / 4, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0} for step in range(1, 5)]
+    rows[1] |= {"val_loss": 1.9, "val_top1": 31.25, "val_top5": 80.0}
+    rows[3] |= {"val_loss": 1.5, "val_top1": 43.75, "val_top5": 90.0, "val_knn": 20.0}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(tmp_path).read_text()
+    assert "43.75 %" in page
+    assert "31.25 %" not in page
+    assert "Accuracy" in page
+    assert "neighbours" in page
+    plain = [{key: value for key, value in row.items() if key not in ("val_top1", "val_top5", "val_knn")} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in plain))
+    assert "Accuracy" not in write_report(tmp_path).read_text()
