@@ -44,6 +44,8 @@ class StepOptions:
         warmup: steps before the first measurement, in which things are compiled and chosen.
         against: "reference", or None for this project's step alone.
         checkpointed: the reference recomputes its blocks in backward, where it would not fit otherwise.
+        processor_time: on a CPU, count the seconds of processor that a step took on all threads, not those that passed: a busy
+            machine disturbs them less. Give PyTorch one thread then, since waiting threads count too.
         memory: measure the peak memory; on a CPU each side then runs once more in a process of its own.
     """
 
@@ -53,6 +55,7 @@ class StepOptions:
     warmup: int = 2
     against: str | None = None
     checkpointed: bool = False
+    processor_time: bool = False
     memory: bool = True
 
 
@@ -67,6 +70,8 @@ def bench_step(config: Config, options: StepOptions, *, progress: Callable[[str]
     if options.against:
         check_reference(config)
     runtime = start_runtime()
+    if options.processor_time and _on_gpu(runtime):
+        raise ValueError("--processor-time: is for steps on a CPU, got a GPU. Leave it out.")
     require_precision(config.engine.precision, runtime.device)
     batch = options.batch or config.train.micro_batch or config.train.global_batch
     names = [OURS] + ([REFERENCE] if options.against else [])
@@ -122,13 +127,14 @@ def _interleaved(
 ) -> dict[str, list[float]]:
     """Seconds per step of each turn; in turns, so that a busy machine slows all sides."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    clock = time.process_time if options.processor_time else time.perf_counter
     for turn in range(options.turns):
         for name, side in sides.items():
             _synchronise(runtime)
-            start = time.perf_counter()
+            start = clock()
             side.run(options.steps)
             _synchronise(runtime)
-            seconds[name].append((time.perf_counter() - start) / options.steps)
+            seconds[name].append((clock() - start) / options.steps)
         progress(f"turn {turn + 1}: " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items()))
     return seconds
 

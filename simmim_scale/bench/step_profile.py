@@ -19,9 +19,7 @@ CATEGORIES = ("matrix products", "attention", "norms and pointwise", "loss", "op
 # Marked by `record_function` around the work, by whoever measures.
 SCOPES = ("attention", "loss", "optimizer")
 _COMMUNICATION = re.compile(r"nccl|gloo|c10d::|all_?reduce|all_?gather|reduce_?scatter|record_param_comms", re.IGNORECASE)
-_ATTENTION = re.compile(
-    r"::\w*attention|_Attention|window_attention|fmha|flash_?att|_query_gradient|_key_value", re.IGNORECASE
-)
+_ATTENTION = re.compile(r"::\w*attention|_Attention|window_attention|fmha|flash_?att|_query_gradient|_key_value", re.IGNORECASE)
 _OUTSIDE_PRODUCT = re.compile(r"^aten::(_?softmax\w*|_safe_softmax|bmm|baddbmm|roll)$")  # only attention does these here
 _PRODUCT = re.compile(
     r"^aten::(mm|addmm|linear|matmul|convolution|_convolution|mkldnn_convolution|\w*conv\w*backward\w*|_addmm\w*)$"

@@ -116,6 +116,9 @@ def step(
     reference_checkpointing: Annotated[
         bool, typer.Option(help="Let the reference recompute its blocks in backward, where it does not fit otherwise.")
     ] = False,
+    processor_time: Annotated[
+        bool, typer.Option(help="On a busy CPU: seconds of processor instead of seconds that passed; with OMP_NUM_THREADS=1.")
+    ] = False,
     memory: Annotated[bool, typer.Option(help="Measure the peak memory; on a CPU in processes of their own.")] = True,
     out: Annotated[Path | None, typer.Option(help="Directory for step.json and step.png.")] = None,
 ) -> None:
@@ -135,6 +138,7 @@ def step(
         warmup=warmup,
         against=against,
         checkpointed=reference_checkpointing,
+        processor_time=processor_time,
         memory=memory,
     )
     with user_errors():
