@@ -4,6 +4,7 @@ Environment variables are set before torch or DeepSpeed are imported anywhere, s
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 for _variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(_variable, None)
 
+import jaxtyping  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Annotated shapes are checked at every call of these packages. Triton compiles its kernels from their source, which the checks'
@@ -70,3 +72,11 @@ def repository() -> Path:
 def generator() -> torch.Generator:
     """A CPU generator with a fixed seed: tests never draw from the global one."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For tests of torch.compile: it would trace the shape checks too, and compile anew for every shape that they saw."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

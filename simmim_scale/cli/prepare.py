@@ -24,6 +24,7 @@ from simmim_scale.engine.precision import require_precision
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.kernels import dispatch
 from simmim_scale.models.layer_decay import layer_scales
+from simmim_scale.models.norms import use_norm_kernels
 from simmim_scale.models.weights import Weights
 from simmim_scale.reports.environment import describe_device, describe_machine, git_version, package_versions
 from simmim_scale.reports.records import OpRow, RunHeader
@@ -142,6 +143,7 @@ def build(run: Prepared) -> Engine:
 
     def build_module() -> nn.Module:
         module = run.task.build_module()
+        use_norm_kernels(module, config.kernels.norm)
         if run.initial is not None:
             run.task.load_initial(module, run.initial)
         return module

@@ -37,3 +37,4 @@ class KernelsConfig(Section):
     window_attention: str = setting("auto", "Shifted-window attention.", source="choice")
     masked_loss: str = setting("auto", "Error between prediction and picture over hidden pixels.", source="choice")
     optimizer: str = setting("auto", "AdamW on the fp32 masters.", source="choice")
+    norm: str = setting("auto", "LayerNorm, with the residual sum beside it.", source="choice")

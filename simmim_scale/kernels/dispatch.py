@@ -31,11 +31,17 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `choose` found: the implementation's name, why it was taken, and the function itself."""
+    """What `choose` found: the implementation's name, why it was taken, and where the op's function is."""
 
     name: str
     reason: str
-    function: Callable[..., torch.Tensor]
+    op: str
+    module: str
+
+    @property
+    def function(self) -> Callable[..., torch.Tensor]:
+        """The op's function; an op that has several imports the module by itself."""
+        return getattr(importlib.import_module(self.module), self.op)
 
 
 # Fastest first on each device: "auto" takes the first that can run. The reference comes last and runs everywhere.
@@ -47,6 +53,15 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
         Implementation("sdpa", "simmim_scale.kernels.window_attention.sdpa"),
         Implementation("triton", "simmim_scale.kernels.window_attention.triton", needs="triton"),
         Implementation("reference", "simmim_scale.kernels.window_attention.reference"),
+    ),
+    "norm": (
+        # PyTorch's own first: it is traced through, so a compiled block fuses it. Apex and the Triton kernels have not run on a
+        # GPU of ours yet, and compiling takes seconds per shape: all three are used when asked for by name.
+        Implementation("torch_native", "simmim_scale.kernels.norm.torch_native"),
+        Implementation("triton", "simmim_scale.kernels.norm.triton", needs="triton"),
+        Implementation("apex", "simmim_scale.kernels.norm.apex"),
+        Implementation("compile", "simmim_scale.kernels.norm.compile"),
+        Implementation("reference", "simmim_scale.kernels.norm.reference"),
     ),
     "masked_loss": (
         Implementation("one_pass", "simmim_scale.kernels.masked_loss.one_pass"),
@@ -81,6 +96,16 @@ def choose(op: str, name: str, *, device: torch.device, dtype: torch.dtype, **fa
     return _choose(op, name, torch.device(device).type, dtype, tuple(sorted(facts.items())))
 
 
+@torch.compiler.assume_constant_result
+def choose_name(op: str, name: str, *, device: torch.device, dtype: torch.dtype, **facts: Any) -> str:
+    """As `choose`, but only the name, which torch.compile takes for a constant of its graph.
+
+    It cannot follow `choose` to a function that was imported by its path: ops inside a model go from the name to the function by
+    import statements of their own.
+    """
+    return choose(op, name, device=device, dtype=dtype, **facts).name
+
+
 @functools.lru_cache(maxsize=4096)  # a pure function that runs once per layer and step
 def _choose(op: str, name: str, device_type: str, dtype: torch.dtype, facts: tuple[tuple[str, Any], ...]) -> Choice:
     table = _table(op)
@@ -92,14 +117,14 @@ def _choose(op: str, name: str, device_type: str, dtype: torch.dtype, facts: tup
             raise ValueError(
                 f"{op}: no implementation can run on {device_type} in {dtype} ({listed}). Use another device or precision."
             )
-        return Choice(able[0].name, _why_first(able[0], reasons), _function(op, able[0]))
+        return Choice(able[0].name, _why_first(able[0], reasons), op, able[0].module)
     if name not in reasons:
         raise ValueError(f"{op}: unknown implementation {name!r}. Known: auto, {', '.join(reasons)}.")
     if reasons[name] is not None:
         others = ", ".join(entry.name for entry in able) or "none"
         raise ValueError(f"{op}: {name} cannot run here: {reasons[name]}. Can run here: {others}. Choose one of them, or auto.")
     entry = next(entry for entry in table if entry.name == name)
-    return Choice(name, "asked for by name", _function(op, entry))
+    return Choice(name, "asked for by name", op, entry.module)
 
 
 def describe(names: Mapping[str, str], *, device: torch.device, dtype: torch.dtype, **facts: Any) -> list[dict[str, str]]:
@@ -136,7 +161,3 @@ def _unavailable(entry: Implementation, device_type: str, dtype: torch.dtype, fa
     if entry.needs is not None and importlib.util.find_spec(entry.needs) is None:
         return f"the package {entry.needs} is not installed"
     return importlib.import_module(entry.module).unavailable(torch.device(device_type), dtype, **facts)
-
-
-def _function(op: str, entry: Implementation) -> Callable[..., torch.Tensor]:
-    return getattr(importlib.import_module(entry.module), op)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from simmim_scale.models.hierarchy import HierarchicalBackbone
 from simmim_scale.models.initialization import assign, constant
+from simmim_scale.models.norms import TokenNorm
 
 
 class FeaturePyramid(nn.Module):
@@ -30,7 +31,7 @@ class FeaturePyramid(nn.Module):
         self.backbone = backbone
         self.channels = tuple(backbone.stage_dims[stage] for stage in self.stages)
         self.strides = tuple(backbone.stage_strides[stage] for stage in self.stages)
-        self.norms = nn.ModuleDict({str(stage): nn.LayerNorm(backbone.stage_dims[stage]) for stage in self.stages})
+        self.norms = nn.ModuleDict({str(stage): TokenNorm(backbone.stage_dims[stage]) for stage in self.stages})
 
     def init_norms(self, generator: torch.Generator) -> None:
         """Set the new norms to the identity; the backbone keeps its weights."""

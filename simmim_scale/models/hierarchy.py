@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from simmim_scale.config.schema import SwinBaseConfig
 from simmim_scale.models.drop_path import draw_drop_path, drop_path_rates
 from simmim_scale.models.layers import PatchEmbed, PatchMerging
+from simmim_scale.models.norms import TokenNorm
 
 # (stage, block in the stage) -> block; a block takes (x, attention scale or None, mlp scale or None), all tensors.
 BlockBuilder = Callable[[int, int], nn.Module]
@@ -69,7 +70,7 @@ class HierarchicalBackbone(nn.Module):
             )
             for stage in range(depth)
         )
-        self.norm = nn.LayerNorm(self.num_features)
+        self.norm = TokenNorm(self.num_features)
 
     @property
     def num_drop_paths(self) -> int:

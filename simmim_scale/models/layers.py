@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from simmim_scale.models.norms import TokenNorm
+
 
 class Linear(nn.Linear):
     """`nn.Linear` whose construction draws nothing: `init_weights` gives the values, until then they are NaN so that a forgotten
@@ -44,7 +46,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size, self.in_chans = patch_size, in_chans
         self.proj = PatchConv(in_chans, dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = TokenNorm(dim)
 
     def forward(self, image: Float[Tensor, "b chans height width"]) -> Float[Tensor, "b h w c"]:
         """Tokens, channels last. The image is cast to the type of the weights, since it may come in fp32 to a bf16 model."""
@@ -69,7 +71,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(4 * dim if norm_first else 2 * dim)
+        self.norm = TokenNorm(4 * dim if norm_first else 2 * dim)
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 c2"]:
         """(b, h, w, c) -> (b, ceil(h / 2), ceil(w / 2), 2c)."""

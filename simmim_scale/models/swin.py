@@ -13,6 +13,7 @@ from simmim_scale.models.drop_path import add_branch
 from simmim_scale.models.hierarchy import HierarchicalBackbone
 from simmim_scale.models.initialization import Rule, constant, fan_in_uniform, initialize, trunc_normal
 from simmim_scale.models.layers import Linear, Mlp, PatchConv, fill_nan, pad_axes
+from simmim_scale.models.norms import PreNorm, TokenNorm
 from simmim_scale.models.windows import WindowTables, stage_sides, window_geometry
 
 
@@ -74,9 +75,9 @@ class BlockV1(nn.Module):
 
     def __init__(self, dim: int, attn: AttentionV1, *, hidden_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = TokenNorm(dim)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = PreNorm(dim)
         self.mlp = Mlp(dim, hidden_dim)
 
     def forward(
@@ -86,8 +87,8 @@ class BlockV1(nn.Module):
         mlp_scale: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h w c"]:
         """Same shape. The scales are drop path's, one per sample; None: 1."""
-        x = add_branch(x, self.attn(self.norm1(x)), attn_scale)
-        return add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
+        x, normed = self.norm2(self.attn(self.norm1(x)), x, attn_scale)
+        return add_branch(x, self.mlp(normed), mlp_scale)
 
 
 class Swin(HierarchicalBackbone):

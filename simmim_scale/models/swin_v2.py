@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from simmim_scale.config.schema import SwinV2Config
 from simmim_scale.kernels.window_attention import window_attention
-from simmim_scale.models.drop_path import add_branch
 from simmim_scale.models.hierarchy import HierarchicalBackbone
 from simmim_scale.models.initialization import Rule, constant, fan_in_uniform, initialize, trunc_normal
 from simmim_scale.models.layers import Linear, Mlp, PatchConv, fill_nan, pad_axes
+from simmim_scale.models.norms import PostNorm, TokenNorm
 from simmim_scale.models.windows import WindowTables, window_geometry
 
 CPB_HIDDEN = 512  # width of the position-bias MLP, V2 section 3.4
@@ -106,10 +106,10 @@ class BlockV2(nn.Module):
     def __init__(self, dim: int, attn: AttentionV2, *, hidden_dim: int, extra_norm: bool) -> None:
         super().__init__()
         self.attn = attn
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = PostNorm(dim)
         self.mlp = Mlp(dim, hidden_dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim) if extra_norm else None
+        self.norm2 = PostNorm(dim)
+        self.norm3 = TokenNorm(dim) if extra_norm else None
 
     def forward(
         self,
@@ -118,8 +118,8 @@ class BlockV2(nn.Module):
         mlp_scale: Float[Tensor, "b"] | None = None,
     ) -> Float[Tensor, "b h w c"]:
         """Same shape. The scales are drop path's, one per sample; None: 1."""
-        x = add_branch(x, self.norm1(self.attn(x)), attn_scale)
-        x = add_branch(x, self.norm2(self.mlp(x)), mlp_scale)
+        x = self.norm1(self.attn(x), x, attn_scale)
+        x = self.norm2(self.mlp(x), x, mlp_scale)
         return x if self.norm3 is None else self.norm3(x)
 
 

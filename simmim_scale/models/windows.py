@@ -70,11 +70,15 @@ def log_coordinates(window: tuple[int, int], pretrained: tuple[int, int]) -> np.
 
 
 class WindowTables:
-    """The tables of one backbone on the devices where it has run, made on first use; shared by its blocks."""
+    """The tables of one backbone on the devices where it has run, made on first use; shared by its blocks.
+
+    torch.compile takes them as constants of its graph.
+    """
 
     def __init__(self) -> None:
         self._tensors: dict[tuple, Tensor] = {}
 
+    @torch.compiler.assume_constant_result
     def index(self, window: tuple[int, int], table_window: tuple[int, int], device: torch.device) -> Int[Tensor, "nn"]:
         """`relative_index`, flattened."""
         key = ("index", window, table_window, device)
@@ -82,6 +86,7 @@ class WindowTables:
             self._tensors[key] = _constant(relative_index(window, table_window).reshape(-1), device)
         return self._tensors[key]
 
+    @torch.compiler.assume_constant_result
     def coordinates(self, window: tuple[int, int], pretrained: tuple[int, int], device: torch.device) -> Float[Tensor, "t 2"]:
         """`log_coordinates`, float32."""
         key = ("coordinates", window, pretrained, device)

@@ -3,10 +3,12 @@
 Letters: b batch, h w tokens per axis (multiples of the window), c channels = heads * head dim, n tokens of one window.
 """
 
+from types import ModuleType
+
 from jaxtyping import Float
 from torch import Tensor
 
-from simmim_scale.kernels.dispatch import choose
+from simmim_scale.kernels.dispatch import choose_name
 
 
 def window_attention(
@@ -43,10 +45,29 @@ def window_attention(
     """
     _check(qkv, bias, num_heads, window, shift)
     head_dim = qkv.shape[-1] // 3 // num_heads
-    choice = choose(
-        "window_attention", implementation, device=qkv.device, dtype=qkv.dtype, head_dim=head_dim, tokens=window[0] * window[1]
+    chosen = choose_name(
+        "window_attention",
+        implementation,
+        device=qkv.device,
+        dtype=qkv.dtype,
+        head_dim=head_dim,
+        tokens=window[0] * window[1],
     )
-    return choice.function(qkv, bias, num_heads=num_heads, window=window, shift=shift, logit_scale=logit_scale)
+    return load(chosen).window_attention(qkv, bias, num_heads=num_heads, window=window, shift=shift, logit_scale=logit_scale)
+
+
+def load(name: str) -> ModuleType:
+    """The module of an implementation, imported by statements, which torch.compile can follow."""
+    if name == "cpu":
+        from simmim_scale.kernels.window_attention import cpu as found
+    elif name == "sdpa":
+        from simmim_scale.kernels.window_attention import sdpa as found
+    elif name == "triton":
+        from simmim_scale.kernels.window_attention import triton as found
+    else:
+        assert name == "reference", f"no statement imports {name}"
+        from simmim_scale.kernels.window_attention import reference as found
+    return found
 
 
 def _check(qkv: Tensor, bias: Tensor, num_heads: int, window: tuple[int, int], shift: tuple[int, int]) -> None:

@@ -4,14 +4,14 @@ Saves the projection and one n x n matrix per window and head for backward, wher
 Letters: b batch, n tokens of one window, d head dim.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from simmim_scale.kernels.window_attention.reference import MAX_LOGIT_SCALE, NORM_EPS
 from simmim_scale.kernels.window_attention.regions import MASKED_LOGIT, axis_regions
@@ -38,9 +38,14 @@ def window_attention(
     """See the contract in `kernels/window_attention/__init__.py`."""
     inputs = (qkv, bias, logit_scale)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    # Autocast would round the fp32 logits of a chunk to half precision in forward, but not in backward.
-    with torch.autocast("cpu", enabled=False):
-        return _Attention.apply(*inputs, _Plan(num_heads, window, shift), keep)
+    room = CHUNK_BYTES * _threads()
+    out, _ = torch.ops.simmim_scale.cpu_attention(*inputs, num_heads, window, shift, room, keep)
+    return out
+
+
+@torch.compiler.assume_constant_result  # a number in the graph; another number of threads only cuts the work otherwise
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class _Plan:
     heads: int
     window: tuple[int, int]
     shift: tuple[int, int]
+    bytes: int  # logits that are worked on at once
 
     @property
     def tokens(self) -> int:
@@ -59,7 +65,7 @@ class _Plan:
         """(images, heads) so that a chunk's logits fit the cache; heads are cut only where one image alone is too large."""
         batch, height, width = shape[:3]
         per_head = height * width * self.tokens * itemsize
-        room = max(CHUNK_BYTES * torch.get_num_threads() // per_head, 1)
+        room = max(self.bytes // per_head, 1)
         heads = min(room, self.heads)
         images = max(room // self.heads, 1)
         for image in range(0, batch, images):
@@ -103,45 +109,130 @@ class _Plan:
         return other.to(like.dtype) * MASKED_LOGIT
 
 
-class _Attention(torch.autograd.Function):
-    """Forward and backward, chunk by chunk; arithmetic in fp32 (fp64 for fp64 input)."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, plan: _Plan, keep: bool) -> Tensor:
-        rolled = _roll(qkv, plan.shift, -1)
-        output = rolled.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-        (out_blocks,) = plan.blocks(output, 1).unbind(0)
-        kept = []
-        # Kept for backward, since the number of threads, on which the cut depends, may change in between.
-        ctx.bounds = list(plan.chunks(qkv.shape, torch.promote_types(qkv.dtype, torch.float32).itemsize))
-        for chunk in _chunks(rolled, logit_scale, plan, ctx.bounds):
-            weights = chunk.weights(bias)
+def _forward(
+    qkv: Tensor,
+    bias: Tensor,
+    logit_scale: Tensor | None,
+    heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    room: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The attended values, and where `keep` says so the weights of all windows in the order of the chunks."""
+    plan = _Plan(heads, (window[0], window[1]), (shift[0], shift[1]), room)
+    rolled = _roll(qkv, plan.shift, -1)
+    output, kept = _results(qkv, bias, logit_scale, heads, window, shift, room, keep)
+    (out_blocks,) = plan.blocks(output, 1).unbind(0)
+    start = 0
+    with _exact():
+        for chunk in _chunks(rolled, logit_scale, plan):
+            weights = chunk.weights(bias, kept[start : start + chunk.matrices] if keep else None)
+            start += chunk.matrices
             plan.put(out_blocks, chunk.images, chunk.heads, torch.bmm(weights, chunk.v))
-            if keep:
-                kept.append(weights)
-        ctx.plan = plan
-        ctx.save_for_backward(qkv, bias, logit_scale, *kept)
-        return _roll(output, plan.shift, 1)
+    return _roll(output, plan.shift, 1), kept
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias, logit_scale, *kept = ctx.saved_tensors
-        plan = ctx.plan
-        rolled, grad_rolled = _roll(qkv, plan.shift, -1), _roll(grad_output, plan.shift, -1)
-        grad_qkv = torch.empty_like(rolled)
-        wide = torch.promote_types(qkv.dtype, torch.float32)
-        grad_bias = torch.zeros(bias.shape, dtype=wide)
-        grad_scale = None if logit_scale is None else torch.zeros(plan.heads, dtype=wide)
-        (grad_blocks,) = plan.blocks(grad_rolled, 1).unbind(0)
-        parts = plan.blocks(grad_qkv, 3).unbind(0)
-        for chunk, weights in zip(_chunks(rolled, logit_scale, plan, ctx.bounds), kept, strict=True):
+
+def _backward(
+    grad: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    logit_scale: Tensor | None,
+    kept: Tensor,
+    heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    room: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the projection, the bias and the logit scale (empty where there is none); arithmetic in fp32 (or fp64)."""
+    plan = _Plan(heads, (window[0], window[1]), (shift[0], shift[1]), room)
+    rolled, grad_rolled = _roll(qkv, plan.shift, -1), _roll(grad, plan.shift, -1)
+    grad_qkv = torch.empty_like(rolled)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    grad_bias = torch.zeros(bias.shape, dtype=wide)
+    grad_scale = torch.zeros(heads if logit_scale is not None else 0, dtype=wide)
+    (grad_blocks,) = plan.blocks(grad_rolled, 1).unbind(0)
+    parts = plan.blocks(grad_qkv, 3).unbind(0)
+    start = 0
+    with _exact():
+        for chunk in _chunks(rolled, logit_scale, plan):
             grad_out = plan.take(grad_blocks, chunk.images, chunk.heads, wide)
+            weights = kept[start : start + chunk.matrices]
+            start += chunk.matrices
             for part, gradient in zip(parts, chunk.backward(weights, grad_out, grad_bias, grad_scale), strict=True):
                 plan.put(part, chunk.images, chunk.heads, gradient)
-        if grad_scale is not None:
-            grad_scale = (grad_scale * (logit_scale <= MAX_LOGIT_SCALE)).to(logit_scale.dtype)
-        return _roll(grad_qkv, plan.shift, 1), grad_bias.to(bias.dtype), grad_scale, None, None
+    if logit_scale is not None:
+        grad_scale = (grad_scale * (logit_scale <= MAX_LOGIT_SCALE)).to(logit_scale.dtype)
+    return _roll(grad_qkv, plan.shift, 1), grad_bias.to(bias.dtype, copy=True), grad_scale
+
+
+def _exact() -> contextlib.AbstractContextManager:
+    """Autocast would round the fp32 logits of a chunk to half precision in forward, but not in backward."""
+    return torch.autocast("cpu", enabled=False)
+
+
+def _results(
+    qkv: Tensor,
+    bias: Tensor,
+    logit_scale: Tensor | None,
+    heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    room: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, height, width, channels = qkv.shape
+    tokens = window[0] * window[1]
+    matrices = batch * height * width // tokens * heads if keep else 0
+    kept = qkv.new_empty(matrices, tokens, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    return qkv.new_empty(batch, height, width, channels // 3), kept
+
+
+def _gradients(
+    grad: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    logit_scale: Tensor | None,
+    kept: Tensor,
+    heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+    room: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_scale = bias.new_empty(0) if logit_scale is None else logit_scale.new_empty(logit_scale.shape)
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape), grad_scale
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    # The room is kept too: backward has to cut as forward did, and the number of threads may change in between.
+    qkv, bias, logit_scale, *ctx.plan, _ = inputs
+    ctx.save_for_backward(qkv, bias, logit_scale, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _kept: None) -> tuple[Tensor | None, ...]:
+    qkv, bias, logit_scale, kept = ctx.saved_tensors
+    grads = torch.ops.simmim_scale.cpu_attention_backward(grad, qkv, bias, logit_scale, kept, *ctx.plan)
+    return *grads[:2], None if logit_scale is None else grads[2], None, None, None, None, None
+
+
+# Operators, so that torch.compile does not break its graph here, nor unrolls the chunks into it.
+_PLAN = "int heads, int[] window, int[] shift, int room"
+_FORWARD = torch.library.custom_op(
+    "simmim_scale::cpu_attention",
+    _forward,
+    mutates_args=(),
+    schema=f"(Tensor qkv, Tensor bias, Tensor? logit_scale, {_PLAN}, bool keep) -> (Tensor, Tensor)",
+)
+_FORWARD.register_fake(_results)
+_FORWARD.register_autograd(_differentiate, setup_context=_keep)
+_BACKWARD = torch.library.custom_op(
+    "simmim_scale::cpu_attention_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor qkv, Tensor bias, Tensor? logit_scale, Tensor kept, {_PLAN}) -> (Tensor, Tensor, Tensor)",
+)
+_BACKWARD.register_fake(_gradients)
 
 
 @dataclass
@@ -159,17 +250,19 @@ class _Chunk:
     k_factor: Tensor | float
     cosine: bool
 
-    def weights(self, bias: Tensor) -> Tensor:
-        """Attention weights, (images * windows * heads, n, n)."""
+    @property
+    def matrices(self) -> int:
+        return self.q.shape[0]
+
+    def weights(self, bias: Tensor, out: Tensor | None) -> Tensor:
+        """Attention weights, (images * windows * heads, n, n), written into `out` if given."""
         windows = self.grid[0] * self.grid[1] * self.grid[2]
         own = bias[self.heads].to(self.q.dtype)
         logits = torch.baddbmm(own.expand(windows, *own.shape).flatten(0, 1) if windows > 1 else own, self.q, self.k.mT)
         self.plan.mask_(logits, *self.grid)
-        return torch.softmax(logits, dim=-1)
+        return torch.softmax(logits, dim=-1, out=out)
 
-    def backward(
-        self, weights: Tensor, grad_out: Tensor, grad_bias: Tensor, grad_scale: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, weights: Tensor, grad_out: Tensor, grad_bias: Tensor, grad_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the projection's q, k, v; those of bias and log-scale are added to the buffers given."""
         grad_v = torch.bmm(weights.mT, grad_out)
         grad_weights = torch.bmm(grad_out, self.v.mT)
@@ -187,12 +280,12 @@ class _Chunk:
         return grad_q, grad_k.addcmul_(self.k, along_k, value=-1).mul_(self.k_factor), grad_v
 
 
-def _chunks(rolled: Tensor, logit_scale: Tensor | None, plan: _Plan, bounds: list[tuple[slice, slice]]) -> Iterator[_Chunk]:
+def _chunks(rolled: Tensor, logit_scale: Tensor | None, plan: _Plan) -> Iterator[_Chunk]:
     wide = torch.promote_types(rolled.dtype, torch.float32)
     blocks = plan.blocks(rolled, 3).unbind(0)
     rows, columns = blocks[0].shape[1:3]
     scale = None if logit_scale is None else logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp()
-    for images, heads in bounds:
+    for images, heads in plan.chunks(rolled.shape, wide.itemsize):
         q, k, v = (plan.take(part, images, heads, wide) for part in blocks)
         if scale is None:
             q_factor, k_factor = q.shape[-1] ** -0.5, 1.0

@@ -77,8 +77,14 @@ def unit(vectors: Tensor) -> Tensor:
 
 def shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """0 within a region, -100 between two, (windows, n, n); made on the device, where a copy of an n x n table would be slow."""
-    region = _regions_on(like.device, height, width, window, shift)
+    region = _regions(like.device, height, width, window, shift)
     return (region[:, :, None] != region[:, None, :]).to(like.dtype) * MASKED_LOGIT
+
+
+@torch.compiler.assume_constant_result
+def _regions(device: torch.device, height: int, width: int, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """A constant of a compiled graph."""
+    return _regions_on(device, height, width, window, shift)
 
 
 @functools.lru_cache(maxsize=256)  # a copy from the host makes it wait for the device: once, not in every layer and step
