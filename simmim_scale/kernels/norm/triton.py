@@ -150,6 +150,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None, *_statistics: None) -> tuple[Any, ...]:
     kept, scale, weight, mean, rstd = ctx.saved_tensors
+    if grad_out is None and grad_total is None:
+        return (None,) * 7
     if ctx.order == PRE and (grad_out is None or grad_total is None):  # only one of the two results was used
         grad_out, grad_total = (torch.zeros_like(kept) if grad is None else grad for grad in (grad_out, grad_total))
     grad_kept, grad_branch, grad_weight, grad_bias = torch.ops.simmim_scale.norm_backward(

@@ -210,7 +210,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _kept: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, _kept: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
     qkv, bias, logit_scale, kept = ctx.saved_tensors
     grads = torch.ops.simmim_scale.cpu_attention_backward(grad, qkv, bias, logit_scale, kept, *ctx.plan)
     return *grads[:2], None if logit_scale is None else grads[2], None, None, None, None, None
