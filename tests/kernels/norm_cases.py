@@ -10,7 +10,7 @@ from simmim_scale.kernels.norm import EPS, layer_norm, post_norm, pre_norm
 
 ORDERS = ("plain", "post", "pre")
 # Relative to the largest number of a tensor: a few roundings of the type. fp32's sums are long.
-WITHIN = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+WITHIN = {torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 @dataclass(frozen=True)
