@@ -21,7 +21,7 @@ import pytest
 
 from simmim_scale.engine.checkpoint import complete_saves
 from tests.launch.faults import FAULTS, Fault, head, kill_everything, rank, read_reports
-from tests.launch.rig import Rig, until
+from tests.launch.rig import PATIENCE, Rig, until
 from tests.launch.test_two_hosts_training import CONFIG
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -96,6 +96,8 @@ class Training:
         lost = recorded - saved
         assert lost == 0 if fault.saves else lost <= SAVE_EVERY, f"{fault.name}: saved {saved} of {recorded}\n{self.output()}"
         assert saved >= before
+        if fault.inject is kill_during_a_save:
+            assert list((self.run_dir / "checkpoints").glob(".unfinished-*")), "the kill came too late for the save"
         sys.stdout.write(f"{fault.name}: exit code {code} after {seconds:.1f} s; {recorded} steps, {saved} saved\n")
         return seconds
 
@@ -126,7 +128,7 @@ def undisturbed(rig, shards, tmp_path) -> Callable[[int], list[float]]:
         folder.mkdir()
         alone = Training(rig, shards, folder, steps=steps)
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        process = rig.start(alone.command("--ranks", "1"), mark="alone", text=True, **streams)
+        process = rig.start(alone.command("--ranks", "2"), mark="alone", text=True, **streams)
         output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output
         return alone.losses()
@@ -135,9 +137,13 @@ def undisturbed(rig, shards, tmp_path) -> Callable[[int], list[float]]:
 
 
 def during_a_save(rig: Rig, mark: str) -> None:
-    """Waits for a save to begin."""
+    """Waits until a save has begun, not until an older one is removed, and looks often: a small model is saved within a blink."""
     checkpoints = run_dir_of(rig, mark) / "checkpoints"
-    until(lambda: list(checkpoints.glob(".unfinished-*")), "a save")
+    newest = max((save.step for save in complete_saves(checkpoints)), default=0)
+    end = time.monotonic() + PATIENCE
+    while not any(int(path.name.rpartition("_")[2]) > newest for path in checkpoints.glob(".unfinished-step_*")):
+        assert time.monotonic() < end, "no save begins"
+        time.sleep(0.001)
 
 
 def run_dir_of(rig: Rig, mark: str) -> Path:
@@ -145,13 +151,17 @@ def run_dir_of(rig: Rig, mark: str) -> Path:
 
 
 def kill_during_a_save(rig: Rig, mark: str) -> None:
+    everybody = rig.family(mark)  # looked up first, since that takes longer than a save
     during_a_save(rig, mark)
+    for process in sorted(everybody, key=lambda process: "simmim_scale" not in process.cmdline()):
+        process.kill()
     kill_everything(rig, mark)
 
 
 def stop_during_a_save(rig: Rig, mark: str) -> None:
+    process = rank(rig, mark)
     during_a_save(rig, mark)
-    os.kill(rank(rig, mark).pid, signal.SIGSTOP)
+    process.suspend()
 
 
 def fill_the_disk(rig: Rig, mark: str) -> None:
@@ -181,7 +191,7 @@ def test_every_fault_and_the_losses_of_an_undisturbed_run(training, undisturbed)
     assert re.search(r"SUSPECT rank 1 on b .*T \(stopped\)", reports)
     assert "LOST node b" in reports
     run.finish()
-    assert run.losses() == pytest.approx(undisturbed(steps), rel=1e-5)
+    assert run.losses() == pytest.approx(undisturbed(steps), rel=1e-6)
 
 
 def test_random_faults_for_some_minutes(training, undisturbed):
@@ -199,4 +209,4 @@ def test_random_faults_for_some_minutes(training, undisturbed):
     sys.stdout.write(f"{count} faults in {minutes:g} minutes\n")
     run.finish()
     assert count >= 1
-    assert run.losses() == pytest.approx(undisturbed(steps), rel=1e-5)
+    assert run.losses() == pytest.approx(undisturbed(steps), rel=1e-6)
