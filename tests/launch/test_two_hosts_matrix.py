@@ -140,10 +140,15 @@ def during_a_save(rig: Rig, mark: str) -> None:
     """Waits until a save has begun, not until an older one is removed, and looks often: a small model is saved within a blink."""
     checkpoints = run_dir_of(rig, mark) / "checkpoints"
     newest = max((save.step for save in complete_saves(checkpoints)), default=0)
+    left = {path.stat().st_ino for path in checkpoints.glob(".unfinished-*")}  # by an earlier kill; the next save removes it
     end = time.monotonic() + PATIENCE
-    while not any(int(path.name.rpartition("_")[2]) > newest for path in checkpoints.glob(".unfinished-step_*")):
+    while not any(_begun(path, newest, left) for path in checkpoints.glob(".unfinished-step_*")):
         assert time.monotonic() < end, "no save begins"
         time.sleep(0.001)
+
+
+def _begun(path: Path, newest: int, left: set[int]) -> bool:
+    return int(path.name.rpartition("_")[2]) > newest and path.exists() and path.stat().st_ino not in left
 
 
 def run_dir_of(rig: Rig, mark: str) -> Path:
