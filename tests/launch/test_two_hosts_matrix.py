@@ -5,6 +5,7 @@ that nobody disturbed. `make test-faults` runs it; SIMMIM_FAULT_MINUTES sets the
 chooses its faults.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -173,9 +174,11 @@ def fill_the_disk(rig: Rig, mark: str) -> None:
     """Leaves too little for a save, waits for one to fail, and makes room again."""
     run_dir = run_dir_of(rig, mark)
     filler = run_dir.parent / "filler"
-    with filler.open("wb") as file:
-        space = os.statvfs(run_dir)
-        file.write(b"\0" * max(0, space.f_bavail * space.f_frsize - 200_000))
+    with filler.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):  # full: the run writes meanwhile, so how much fits is found by trying
+            while file.write(b"\0" * (1 << 20)):
+                continue
+        file.truncate(max(0, file.tell() - 200_000))
     process = head(rig, mark)
     until(lambda: not process.is_running() or process.status() == "zombie", "the end of a run without space", seconds=ENDS_WITHIN)
     filler.unlink()
