@@ -2,9 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt, field_validator
+from pydantic import PositiveInt, field_validator, model_validator
 
 from simmim_scale.config.section import Section, setting
+
+CLASS_TARGETS = ("bins", "clusters", "tokens")
 
 
 class ObjectiveConfig(Section):
@@ -54,6 +56,18 @@ class ObjectiveConfig(Section):
         256, "Targets of classes: most memory of logits that exist at once.", unit="MiB", source="choice"
     )
     head_options: dict[str, Any] = setting({}, "Keyword arguments of the head, for instance {window: 7} of an inverse Swin.")
+
+    @model_validator(mode="after")
+    def _used(self) -> "ObjectiveConfig":
+        errors = {"norm_target_window": self.norm_target_window is not None, "loss": self.loss != "l1"}
+        if self.target in CLASS_TARGETS and any(errors.values()):
+            given = ", ".join(name for name, is_given in errors.items() if is_given)
+            raise ValueError(
+                f"{given}: the target {self.target!r} has the cross-entropy of its classes. Leave {given} at the default."
+            )
+        if self.target == "tokens" and self.downsample != 1:
+            raise ValueError("downsample: the target 'tokens' has the resolution of second_view. Leave downsample at 1.")
+        return self
 
     def second_size(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
         """Height and width of the second view: the image's shape at the height `second_view`; None: there is none."""

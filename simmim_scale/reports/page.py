@@ -81,7 +81,8 @@ def _loss_chart(records: Sequence[Mapping[str, Any]]) -> Chart:
     note = "Lower is better."
     if baseline is not None:
         note += (
-            " The dashed line is what predicting the mean colour of each image's visible pixels would cost on the validation set."
+            " The dashed line is what a guess from each image's visible pixels at large (their mean colour, or the frequencies of"
+            " their classes) would cost on the validation set."
         )
     level = None if baseline is None else (baseline, "mean colour")
     narrow, wide = (Markup(draw_chart(curves, level=level, size=size)) for size in (NORMAL, WIDE))

@@ -16,6 +16,7 @@ from simmim_scale.objectives.complexity import objective_sizes
 from simmim_scale.objectives.heads import HEADS
 from simmim_scale.objectives.inverse_swin import BASE, TINY, InverseSwin, Pyramid
 from simmim_scale.objectives.simmim import HiddenCells, build_simmim
+from tests.host_reads import HostReads
 
 MODEL = {"image_size": 48, "embed_dim": 8, "depths": (1, 1, 1), "num_heads": (1, 2, 2), "window_size": 3}  # stride 16: 3x3 tokens
 COLOUR = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)}
@@ -135,6 +136,9 @@ def test_sizes_of_head_and_target(files):
         ({"target": "tokens"}, "needs a second view"),
         ({"target": "tokens", "second_view": 36}, "Choose a multiple of 8"),
         ({"target": "tokens", "second_view": 32}, "4x4 codes do not divide evenly among the 3x3 tokens"),
+        ({"target": "bins", "norm_target_window": 47}, "norm_target_window: the target 'bins' has the cross-entropy"),
+        ({"target": "clusters", "loss": "l2"}, "loss: the target 'clusters' has the cross-entropy"),
+        ({"target": "tokens", "downsample": 4}, "has the resolution of second_view"),
         ({"downsample": 12}, "does not fit the backbone's stride of 16"),
         ({"target": "binns"}, "Did you mean 'bins'"),
         ({"head": "inverse_swin"}, "Did you mean 'inverse_swin_"),
@@ -143,6 +147,27 @@ def test_sizes_of_head_and_target(files):
 def test_wrong_combinations_are_clear_errors(files, settings, message):
     with pytest.raises(ValueError, match=message):
         build(settings.pop("head", "linear"), {**settings}, files)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_step_reads_nothing_back_to_the_host(target, files):
+    module, batch = build("mlp2", TARGETS[target], files), make_batch(TARGETS[target].get("second_view"))
+    module(batch)["loss"].backward()  # constants and files are read once
+    with HostReads() as reads:
+        module(batch)["loss"].backward()
+    assert not reads.found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("loss_kernel", ["one_pass", "triton"])
+def test_the_device_gives_the_loss_of_the_cpu(target, loss_kernel, files):
+    batch = make_batch(TARGETS[target].get("second_view"))
+    expected = build("linear", TARGETS[target], files)(batch)["loss"]
+    module = build("linear", TARGETS[target], files, attention="reference", masked_loss=loss_kernel).cuda()
+    loss = module({name: value.cuda() for name, value in batch.items()})["loss"]
+    loss.backward()
+    torch.testing.assert_close(loss.cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_without_the_second_view_says_so(files):
