@@ -113,6 +113,8 @@ def _open(config: Config, runtime: Runtime) -> tuple[Task, Plan]:
     task = build_task(config)
     open_probe_sets(config)  # opened again where they are read; here so that an error in them comes before any work
     plan = make_plan(config.train, config.optimizer, config.schedule, num_samples=task.num_samples, world_size=runtime.world_size)
+    if isinstance(task, ClassificationTask):
+        task.check_plan(plan)
     return task, plan
 
 

@@ -124,11 +124,7 @@ def build_labelled_training_loader(
             f"train.global_batch: {index.directory} holds {len(index):,} samples, fewer than one global batch of"
             f" {global_batch:,}. Lower train.global_batch or train on more images."
         )
-    if classification.mixes and micro_batch % 2:
-        raise ValueError(
-            f"train.micro_batch: even where samples are mixed in pairs, got {micro_batch}. Choose an even global batch per rank"
-            " and micro-batch, or set classification.mixup and classification.cutmix to 0."
-        )
+    check_pairs(classification, micro_batch)
     workers = Workers(data.workers, data.prefetch, pin_memory)
     workers.warn_of_cores()
     augment = build_augment(data, classification, image_size)
@@ -149,6 +145,15 @@ def build_labelled_training_loader(
         quarantine=Quarantine(quarantine, rank=rank),
         workers=workers,
     )
+
+
+def check_pairs(classification: ClassificationConfig, micro_batch: int) -> None:
+    """Raise ValueError where samples are mixed and a micro-batch does not hold whole pairs."""
+    if classification.mixes and micro_batch % 2:
+        raise ValueError(
+            f"train.micro_batch: even where samples are mixed in pairs, got {micro_batch}. Choose an even global batch per rank"
+            " and micro-batch, or set classification.mixup and classification.cutmix to 0."
+        )
 
 
 def build_mixing(classification: ClassificationConfig, image_size: tuple[int, int], seed: int) -> Mixing:

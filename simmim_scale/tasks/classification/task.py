@@ -18,6 +18,7 @@ from simmim_scale.data.classification import (
     build_augment,
     build_labelled_training_loader,
     build_labelled_validation_loader,
+    check_pairs,
     class_names,
 )
 from simmim_scale.data.loader import TrainingLoader, ValidationLoader
@@ -95,6 +96,10 @@ class ClassificationTask:
             label_smoothing=config.classification.label_smoothing,
             attention=config.kernels.window_attention,
         )
+
+    def check_plan(self, plan: Plan) -> None:
+        """Raise ValueError for micro-batches that the configured mixing cannot pair."""
+        check_pairs(self.config.classification, plan.micro_batch)
 
     def load_initial(self, module: nn.Module, weights: Weights) -> None:
         """The weights' backbone, and their head where it is for as many classes."""
