@@ -1,5 +1,7 @@
 """What is hidden of an image, and what is predicted."""
 
+import difflib
+import re
 from typing import Any, Literal
 
 from pydantic import PositiveInt, field_validator, model_validator
@@ -7,6 +9,7 @@ from pydantic import PositiveInt, field_validator, model_validator
 from simmim_scale.config.section import Section, setting
 
 CLASS_TARGETS = ("bins", "clusters", "tokens")
+MASK_SAMPLERS = ("random", "block", "square")  # of data/masks.py
 
 
 class ObjectiveConfig(Section):
@@ -88,10 +91,21 @@ class ObjectiveConfig(Section):
 class MaskConfig(Section):
     """Which part of an image is hidden. The unit is a square cell of pixels."""
 
-    sampler: Literal["random", "block", "square"] = setting(
-        "random", "random: cells drawn independently; block: rectangles as in BEiT; square: one square.", source="S figure 1"
+    sampler: str = setting(
+        "random",
+        "random: cells drawn independently; block: rectangles as in BEiT; square: one square; or 'module:attribute'.",
+        source="S figure 1",
     )
     cell: PositiveInt = setting(32, "Side of a cell.", unit="pixels", source="R")
     ratio: float = setting(
         0.6, "Share of cells that are hidden, rounded up to whole cells.", unit="share", source="R", gt=0, lt=1
     )
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in MASK_SAMPLERS and not re.fullmatch(r"[\w.]+:[\w.]+", value):
+            close = difflib.get_close_matches(value, MASK_SAMPLERS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"sampler: one of {', '.join(MASK_SAMPLERS)}, or 'module:attribute', got {value!r}.{hint}")
+        return value

@@ -3,6 +3,8 @@
 Letters: gh, gw = cells along the height and the width of the image.
 """
 
+import functools
+import importlib
 import math
 from collections.abc import Callable
 
@@ -31,21 +33,21 @@ def sample_mask(
         rng: Where the randomness comes from.
         grid: Cells along height and width.
         ratio: Share of the cells to hide, strictly between 0 and 1.
-        sampler: A name of `SAMPLERS`.
+        sampler: A name of `SAMPLERS`, or 'module:attribute' of a function that takes (rng, grid, count) as they do.
 
     Returns:
         True where hidden.
 
     Raises:
-        ValueError: Ratio out of range, empty grid, unknown sampler.
+        ValueError: Ratio out of range, empty grid, unknown sampler, or one of one's own that gives something else.
     """
     if not 0 < ratio < 1:
         raise ValueError(f"mask.ratio: expected a share between 0 and 1, both excluded, got {ratio}. The published value is 0.6.")
     if min(grid) < 1:
         raise ValueError(f"grid: expected at least one cell along each side, got {grid}. Choose a smaller mask.cell.")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"mask.sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}.")
-    return SAMPLERS[sampler](rng, grid, num_hidden(grid, ratio))
+    if sampler in SAMPLERS:
+        return SAMPLERS[sampler](rng, grid, num_hidden(grid, ratio))
+    return _checked(_own(sampler)(rng, grid, num_hidden(grid, ratio)), sampler, grid, num_hidden(grid, ratio))
 
 
 def sample_random(rng: np.random.Generator, grid: tuple[int, int], count: int) -> Bool[np.ndarray, "gh gw"]:
@@ -81,6 +83,36 @@ SAMPLERS: dict[str, Callable[[np.random.Generator, tuple[int, int], int], np.nda
     "block": sample_block,
     "square": sample_square,
 }
+
+
+@functools.lru_cache(maxsize=8)
+def _own(sampler: str) -> Callable[[np.random.Generator, tuple[int, int], int], np.ndarray]:
+    """The function that 'module:attribute' names."""
+    module, colon, attribute = sampler.partition(":")
+    if not colon:
+        raise ValueError(f"mask.sampler: expected one of {', '.join(SAMPLERS)}, or 'module:attribute', got {sampler!r}.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise  # the module is there and fails by itself: its own message is the useful one
+        raise ValueError(f"mask.sampler: cannot import {module!r} for {sampler!r}. Put its directory on PYTHONPATH.") from error
+    except AttributeError as error:
+        raise ValueError(f"mask.sampler: module {module!r} has no {attribute!r}. Correct the part after the colon.") from error
+
+
+def _checked(mask: np.ndarray, sampler: str, grid: tuple[int, int], count: int) -> np.ndarray:
+    """The mask of a function of one's own, if it is what the batch and the loss count on."""
+    if not isinstance(mask, np.ndarray) or mask.shape != grid or mask.dtype != bool or int(mask.sum()) != count:
+        got = (
+            f"{mask.dtype} of shape {mask.shape} with {int(mask.sum())} hidden"
+            if isinstance(mask, np.ndarray)
+            else type(mask).__name__
+        )
+        raise ValueError(
+            f"mask.sampler: {sampler} must return a bool array of shape {grid} with exactly {count} True, got {got}."
+        )
+    return mask
 
 
 def _add_rectangle(rng: np.random.Generator, mask: np.ndarray, missing: int) -> bool:

@@ -80,5 +80,29 @@ def test_wrong_arguments():
             sample_mask(rng, grid=(6, 6), ratio=ratio)
     with pytest.raises(ValueError, match="at least one cell"):
         sample_mask(rng, grid=(0, 6), ratio=0.5)
-    with pytest.raises(ValueError, match=r"expected one of random, block, square, got 'stripes'"):
+    with pytest.raises(ValueError, match=r"expected one of random, block, square, or 'module:attribute', got 'stripes'"):
         sample_mask(rng, grid=(6, 6), ratio=0.5, sampler="stripes")
+
+
+def test_a_sampler_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mymask.py").write_text(
+        "import numpy as np\n"
+        "def top(rng, grid, count):\n"
+        "    mask = np.zeros(grid, bool)\n"
+        "    mask.reshape(-1)[:count] = True\n"
+        "    return mask\n"
+        "def more(rng, grid, count):\n"
+        "    return np.ones(grid, bool)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mask = draw("mymask:top", ratio=0.5)
+    assert mask[:3].all()
+    assert not mask[3:].any()
+    with pytest.raises(
+        ValueError, match=r"mymask:more must return a bool array of shape \(6, 6\) with exactly 18 True, got bool of"
+    ):
+        draw("mymask:more", ratio=0.5)
+    with pytest.raises(ValueError, match=r"has no 'bottom'"):
+        draw("mymask:bottom")
+    with pytest.raises(ValueError, match=r"cannot import 'nomask'"):
+        draw("nomask:top")
