@@ -114,7 +114,7 @@ def preview(photo: Path, config: Config, out: Path) -> None:
     from simmim_scale.reports.reconstructions import save_picture
     from simmim_scale.tasks.reconstruct import read_photo
 
-    picture = read_photo(photo, config).permute(1, 2, 0).numpy()
+    picture = read_photo(photo, config, size=config.model.image_size).permute(1, 2, 0).numpy()
     setting, image_size, seed = config.mask, config.model.image_size, config.seed
     grid = mask_grid(image_size, setting.cell)
     draws = [sample_rng(seed, 0, index, Stream.MASK) for index in range(SHOWN)]
