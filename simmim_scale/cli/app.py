@@ -152,9 +152,11 @@ def describe(
 
 @app.command("import-weights")
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="Checkpoint file, for example a .pth of microsoft/SimMIM.")],
+    file: Annotated[
+        Path, typer.Argument(help="Checkpoint: a .pth of microsoft/SimMIM, a file or directory of timm or transformers.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write portable weights to.")],
-    layout: Annotated[str, typer.Option(help="Whose names the file uses.")] = "microsoft",
+    layout: Annotated[str, typer.Option(help="Whose names the file uses: microsoft, timm or huggingface.")] = "microsoft",
     window: Annotated[int | None, typer.Option(min=1, help="Window size in tokens, where the file does not tell it.")] = None,
     pretrained_windows: Annotated[
         str | None, typer.Option(help="Windows of pre-training, one per stage: 12,12,12,6. Where the file does not tell them.")
@@ -194,6 +196,34 @@ def fit_tokenizer(
     with user_errors():
         options = TokenizerOptions(codes, hidden, blocks, size, steps, batch, learning_rate, seed)
         fit_and_report(shards, out, options, console=_out())
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Argument(help="Run directory, finished or still going, or a directory of portable weights.")],
+    to: Annotated[str, typer.Option(help="timm, microsoft, huggingface, torchvision-detection-backbone or onnx.")],
+    out: Annotated[Path, typer.Option(help="New directory to write to.")],
+) -> None:
+    """Write weights for another program, load them with it and compare outputs, with a model card beside them."""
+    from simmim_scale.cli.export import export_and_report
+
+    with user_errors():
+        export_and_report(weights, out, to=to, console=_out())
+
+
+@app.command()
+def predict(
+    weights: Annotated[Path, typer.Argument(help="Run directory of a fine-tuning, or a directory of a classifier's weights.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures of your own, of any size.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures that are computed at once.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Name the most probable classes of pictures, with a classifier."""
+    from simmim_scale.cli.weights import predict_and_report
+
+    with user_errors():
+        predict_and_report(weights, images, top=top, batch=batch, as_json=as_json, console=_out())
 
 
 @app.command()

@@ -3,6 +3,7 @@
 `train` is the whole story in order; `prepare.py` has the pieces before the first step.
 """
 
+import json
 import logging
 import shutil
 import warnings
@@ -21,9 +22,11 @@ from simmim_scale.engine.guard import LossScaleError, NonFiniteError
 from simmim_scale.engine.runtime import Runtime, start_runtime
 from simmim_scale.models.weights import save_weights
 from simmim_scale.reports.page import write_report
-from simmim_scale.reports.sinks import Sinks
+from simmim_scale.reports.sinks import Sinks, last_metrics
 from simmim_scale.reports.terminal import Terminal, configure_logging
 from simmim_scale.tasks.classification.probing import Probing, open_probe_sets
+from simmim_scale.tasks.model_card import write_card
+from simmim_scale.tasks.pretrained import CLASS_NAMES
 from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
 from simmim_scale.train.spikes import LossSpikeError
 from simmim_scale.train.stop import StopRequest
@@ -124,7 +127,7 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
             sinks=sinks,
             meter=make_meter(run),
             stop=stop,
-            facts={"num_samples": run.task.num_samples},
+            facts={"num_samples": run.task.num_samples, "weight_facts": weight_facts(run)},
             read_late=runtime.device.type == "cuda",
             skipped_samples=run.skipped_samples,
             spikes=spike_detector(run),
@@ -145,6 +148,12 @@ def _probing(run: Prepared) -> Probing | None:
     )
 
 
+def weight_facts(run: Prepared) -> dict[str, str]:
+    """What is kept beside the weights, for whoever uses them: the names of the classes, where there are any."""
+    names = getattr(run.task, "class_names", ())
+    return {CLASS_NAMES: json.dumps(names)} if names else {}
+
+
 def _finish(run: Prepared, engine: Engine) -> None:
     """Portable weights, the last pictures and the report page; says where they are."""
     run.runtime.heartbeat.mark("finish", engine.step)
@@ -152,9 +161,13 @@ def _finish(run: Prepared, engine: Engine) -> None:
     if not run.runtime.is_main:
         return
     directory, config = run.directory, run.config.model_dump(mode="json")
-    save_weights(directory.weights, state, config, {"step": str(engine.step)})
+    facts = {"step": str(engine.step), **weight_facts(run)}
+    metrics = last_metrics(directory.metrics)
+    save_weights(directory.weights, state, config, facts)
+    write_card(directory.weights, run.config, facts, metrics=metrics)
     if averaged is not None:
-        save_weights(directory.averaged_weights, averaged, config, {"step": str(engine.step), "averaged": "true"})
+        save_weights(directory.averaged_weights, averaged, config, {**facts, "averaged": "true"})
+        write_card(directory.averaged_weights, run.config, {**facts, "averaged": "true"}, metrics=metrics)
     pictures = sorted(directory.gallery.glob("step_*.png"))
     if pictures:
         shutil.copyfile(pictures[-1], directory.reconstructions)

@@ -1,11 +1,15 @@
-"""`simmim import-weights` and `simmim reconstruct`: call what does the work and say what came of it."""
+"""`simmim import-weights`, `simmim predict` and `simmim reconstruct`: call what does the work and say what came of it."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from simmim_scale.models.layouts.records import Hints
 from simmim_scale.tasks.import_weights import import_weights
+from simmim_scale.tasks.predict import load_classifier
 from simmim_scale.tasks.reconstruct import reconstruct
 
 
@@ -35,6 +39,20 @@ def import_and_report(file: Path, out: Path, *, layout: str, hints: Hints, conso
     for note in imported.notes:
         console.print(f"  note: {note}", markup=False)
     console.print(f"written to {imported.directory}", markup=False)
+
+
+def predict_and_report(weights: Path, images: Sequence[Path], *, top: int, batch: int, as_json: bool, console: Console) -> None:
+    """Prints the most probable classes of each picture, as text or as one JSON object from path to guesses."""
+    classifier = load_classifier(weights)
+    guesses = classifier.predict(images, top=top, batch=batch)
+    if as_json:
+        found = {str(path): [asdict(guess) for guess in row] for path, row in zip(images, guesses, strict=True)}
+        console.print(json.dumps(found, indent=2), markup=False)
+        return
+    for path, row in zip(images, guesses, strict=True):
+        console.print(str(path), markup=False)
+        for guess in row:
+            console.print(f"  {guess.probability:7.2%}  {guess.name}", markup=False)
 
 
 def reconstruct_and_report(

@@ -65,8 +65,8 @@ __all__ = [
     "ViTConfig",
 ]
 
-# They hide nothing, so the size of a cell is no limit to their image size.
-TASKS_WITHOUT_MASKS = ("classification",)
+# They hide nothing (a backbone alone is not trained at all), so the size of a cell is no limit to their image size.
+TASKS_WITHOUT_MASKS = ("classification", "backbone")
 
 
 class Config(Section):

@@ -16,6 +16,7 @@ from simmim_scale.engine.runtime import Runtime
 
 TAG = "deepspeed"  # the directory of DeepSpeed's files inside a save
 STATE_FILE = "engine.json"
+MASTERS = "masters"  # in it: names of the fp32 masters, in the order in which stage 0's optimizer saves them
 MAX_LISTED = 8  # differing parameters that an error lists
 
 
@@ -36,7 +37,7 @@ def save_state(
     with _recorded_writes(wrapped.checkpoint_engine) as writes:
         wrapped.save_checkpoint(str(path), tag=TAG, client_state={}, save_latest=False)
         if runtime.is_main:
-            facts = {**_facts(wrapped.module, config, runtime), **state}
+            facts = {**_facts(wrapped.module, config, runtime), MASTERS: _master_names(wrapped), **state}
             writes.attempt(path / STATE_FILE, lambda: (path / STATE_FILE).write_text(json.dumps(facts, indent=1)))
         for name, write in (own or {}).items():
             writes.attempt(path / name, functools.partial(write, path / name))
@@ -157,6 +158,14 @@ def _unfused_masters(optimizer: Any) -> dict[int, Tensor]:
     """Stage 0 in bf16 or fp16 keeps its fp32 masters in lists beside the parameters."""
     pairs = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=False)
     return {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+
+def _master_names(wrapped: Any) -> list[list[str]]:
+    """Names of what `_unfused_masters` finds, group by group."""
+    names = {id(parameter): name for name, parameter in wrapped.module.named_parameters()}
+    masters = _unfused_masters(wrapped.optimizer)
+    groups = getattr(wrapped.optimizer, "fp16_groups", []) if masters else []
+    return [[names[id(low)] for low in group] for group in groups]
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

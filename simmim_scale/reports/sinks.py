@@ -38,6 +38,14 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def last_metrics(path: Path) -> dict[str, float]:
+    """The last loss and the last value of everything that was validated (`val_*`) in a metrics file; {} where there is none."""
+    records = read_metrics(path)
+    names = dict.fromkeys(name for record in records for name in record if name == "loss" or name.startswith("val_"))
+    found = {name: [record[name] for record in records if isinstance(record.get(name), float | int)] for name in names}
+    return {name: float(values[-1]) for name, values in found.items() if values}
+
+
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     """A step's object, or None where the line is not one (cut off by a crash)."""
     try:

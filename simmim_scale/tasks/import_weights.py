@@ -1,5 +1,6 @@
 """`simmim import-weights`: a checkpoint of another program -> portable weights, every tensor accounted for."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from simmim_scale.models.layouts.checkpoint_file import read_checkpoint
 from simmim_scale.models.layouts.records import Hints, Imported
 from simmim_scale.models.weights import compare_state, save_weights
 from simmim_scale.objectives.lookup import lookup
-from simmim_scale.tasks.pretrained import assemble
+from simmim_scale.tasks.model_card import write_card
+from simmim_scale.tasks.pretrained import CLASS_NAMES, assemble
 
 USUAL_CELLS = (32, 16, 8, 4)  # pixels; the first that divides the image becomes the mask cell where the file stores none
 
@@ -34,7 +36,7 @@ def import_weights(
     """Read a checkpoint, find out its configuration, check that every tensor has its place, and write portable weights.
 
     Args:
-        file: .pth, .pt or .safetensors.
+        file: .pth, .pt, .bin or .safetensors, or a directory that timm or transformers saved.
         out: directory to write to.
         layout: a name of `LAYOUTS`, or 'module:attribute' of a function (CheckpointFile, Hints) -> Imported.
         hints: what is known about the checkpoint where it does not tell.
@@ -46,7 +48,11 @@ def import_weights(
     imported: Imported = convert(read_checkpoint(file), hints or Hints())
     config = build_config(imported)
     _check_complete(imported, config, source=str(file))
-    save_weights(out, imported.state, config.model_dump(mode="json"), {"imported_from": Path(file).name, "layout": layout})
+    facts = {"imported_from": Path(file).name, "layout": layout}
+    if imported.class_names:
+        facts[CLASS_NAMES] = json.dumps(imported.class_names)
+    save_weights(out, imported.state, config.model_dump(mode="json"), facts)
+    write_card(out, config, facts)
     return ImportedWeights(
         directory=Path(out),
         config=config,
@@ -62,7 +68,7 @@ def build_config(imported: Imported) -> Config:
     mask.setdefault("cell", next((cell for cell in USUAL_CELLS if not any(side % cell for side in model["image_size"])), 1))
     tree = {**imported.sections, "task": imported.task, "mask": mask}
     channels = model["in_chans"]
-    if channels != len(IMAGENET_MEAN):
+    if channels != len(IMAGENET_MEAN) and "data" not in tree:
         # Nobody stores the statistics of other channels: the mean of ImageNet's, for each.
         tree["data"] = {"mean": [sum(IMAGENET_MEAN) / 3] * channels, "std": [sum(IMAGENET_STD) / 3] * channels}
         imported.notes.append(f"mean and std: the average of ImageNet's for each of {channels} channels (a guess; set your own)")

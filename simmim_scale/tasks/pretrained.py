@@ -3,6 +3,7 @@
 `load_pretrained` also gives the configuration; `assemble` builds the module that a configuration and a state belong to.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from simmim_scale.config.load import validate
 from simmim_scale.config.schema import Config
 from simmim_scale.config.yaml_source import ConfigError, Source
-from simmim_scale.models.weights import TENSORS, load_into, load_weights
+from simmim_scale.models.weights import TENSORS, Weights, load_into, load_weights
+from simmim_scale.objectives.backbone_alone import build_feature_extractor
 from simmim_scale.objectives.classifier import build_classifier
 from simmim_scale.objectives.simmim import build_simmim
+
+CLASS_NAMES = "class_names"  # fact of a classifier's weights: a JSON list, in the order of the logits
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,18 @@ class Pretrained:
     config: Config
     extra: dict[str, str]
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits; () where the weights do not tell them."""
+        return tuple(json.loads(self.extra.get(CLASS_NAMES, "[]")))
+
 
 def load(directory: str | Path, *, attention: str = "auto") -> nn.Module:
     """The trained module of a run directory or a directory of portable weights, on the CPU and in eval mode.
 
     A pre-trained one is called as module({"image": (b, c, h, w), "mask": (b, h / 4, w / 4) bool}) -> {"loss", "prediction",
-    ...}; a classifier as module({"image": ...}) -> {"logits"}. Images are floating and normalised, or uint8.
+    ...}; a classifier as module({"image": ...}) -> {"logits"}, a backbone alone -> {"tokens"}. Images are floating and
+    normalised, or uint8.
     `module.backbone.features(image)` gives the maps of stride 4, 8, 16 and 32.
 
     Raises:
@@ -41,7 +51,11 @@ def load(directory: str | Path, *, attention: str = "auto") -> nn.Module:
 
 def load_pretrained(directory: str | Path, *, attention: str = "auto") -> Pretrained:
     """As `load`, with the configuration beside the module."""
-    weights = load_weights(find_weights(directory))
+    return as_pretrained(load_weights(find_weights(directory)), attention=attention)
+
+
+def as_pretrained(weights: Weights, *, attention: str = "auto") -> Pretrained:
+    """The module of weights that were read. Raises ValueError if they do not fit their configuration, or it this version."""
     try:
         config = validate(Source(tree=weights.config))
     except ConfigError as error:
@@ -106,8 +120,13 @@ def _classifier(config: Config, state: Mapping[str, Tensor], attention: str) -> 
     )
 
 
+def _features(config: Config, state: Mapping[str, Tensor], attention: str) -> nn.Module:
+    return build_feature_extractor(config.model, mean=config.data.mean, std=config.data.std, attention=attention)
+
+
 # task -> function of (config, state, attention)
 ASSEMBLERS: dict[str, Callable[[Config, Mapping[str, Tensor], str], nn.Module]] = {
     "pretrain": _simmim,
     "classification": _classifier,
+    "backbone": _features,
 }

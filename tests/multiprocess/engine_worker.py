@@ -17,6 +17,7 @@ import torch
 from simmim_scale.config.schema import CheckpointConfig, EngineConfig, OptimizerConfig
 from simmim_scale.engine import checkpoint, precision
 from simmim_scale.engine.checkpoint import RunStateStore
+from simmim_scale.engine.consolidate import consolidate
 from simmim_scale.engine.engine import Engine, build_engine
 from simmim_scale.engine.guard import LossScaleError, NonFiniteError
 from simmim_scale.engine.runtime import Runtime, leave, start_runtime
@@ -156,6 +157,24 @@ def saves(runtime: Runtime, directory: Path) -> dict:
     engine.step = 7
     store.save(engine, {"position": 56})
     raise AssertionError("unreachable")
+
+
+def consolidates(runtime: Runtime, directory: Path) -> dict:
+    """Files of a save against the whole state that the engine gathers, key by key, in every stage and in bf16."""
+    found = {}
+    for stage in STAGES:
+        for kind in ("fp32", "bf16"):
+            store = RunStateStore(directory / f"whole-{stage}-{kind}", runtime, CheckpointConfig(keep=1))
+            engine = make(runtime, stage, precision=kind)
+            for step in range(3):
+                train(engine, standin.global_batch(step))
+            path, state = store.save(engine, {}), engine.full_state_dict()
+            if runtime.is_main:
+                read = consolidate(path)
+                exact = all(torch.equal(read[name], value) and value.dtype == read[name].dtype for name, value in state.items())
+                found[f"{stage}-{kind}"] = {"exact": exact, "names": list(read) if set(read) != set(state) else "the same"}
+            engine.destroy()
+    return found
 
 
 def resumes(runtime: Runtime, directory: Path) -> dict:
@@ -311,7 +330,8 @@ def main() -> None:
     torch.set_num_threads(1)
     directory, names = Path(sys.argv[1]), sys.argv[2:]
     scenarios = {
-        f.__name__: f for f in (curves, nonfinite, gives_up, fp16, saves, resumes, disk_full, collectives, host_reads, late)
+        f.__name__: f
+        for f in (curves, nonfinite, gives_up, fp16, saves, consolidates, resumes, disk_full, collectives, host_reads, late)
     }
     runtime = start_runtime(timeout_minutes=2)
     for name in names:

@@ -53,7 +53,7 @@ def killed_together(processes):
 @pytest.fixture(scope="module")
 def resumed(two_ranks):
     _, directory = two_ranks
-    return results(run_ranks(WORKER, 2, str(directory), "resumes", "fp16"))
+    return results(run_ranks(WORKER, 2, str(directory), "resumes", "fp16", "consolidates"))
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,12 @@ def test_a_killed_run_resumes_digit_for_digit(two_ranks, resumed, stage):
         assert rank["resumes"][stage]["client_state"] == {"position": 40}
         assert rank["resumes"][stage]["losses"] == uninterrupted[5:]
         assert rank["resumes"][stage]["skipped_before"] == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_files_of_a_save_hold_the_whole_state_key_by_key(resumed, stage, precision):
+    assert resumed[0]["consolidates"][f"{stage}-{precision}"] == {"exact": True, "names": "the same"}
 
 
 def test_the_save_that_was_killed_is_never_seen_and_cleaned_up(resumed):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import simmim_scale
+from simmim_scale.cli.app import app
+from simmim_scale.cli.export import read_weights
+from simmim_scale.models.weights import load_weights
+from simmim_scale.tasks.pretrained import as_pretrained
 
 STEPS, SAVE_EVERY = 12, 4
 SETTINGS = (
@@ -135,6 +141,35 @@ def test_an_undisturbed_run_writes_what_the_readme_promises(whole: Path):
     assert outputs["prediction"].shape == (2, 3, 64, 64)
     assert outputs["loss"].isfinite()
     assert [feature.shape[1] for feature in module.backbone.features(torch.zeros(1, 3, 64, 64))] == [16, 32, 64, 128]
+
+
+def test_the_newest_save_of_a_run_that_goes_on_is_exported_key_by_key_and_in_its_forward(whole: Path, tmp_path: Path):
+    going_on = tmp_path / "going_on"
+    shutil.copytree(whole, going_on)
+    shutil.rmtree(going_on / "weights")
+    consolidated, finished = read_weights(going_on), load_weights(whole / "weights")
+    assert consolidated.path.name == f"step_{STEPS:08d}"
+    assert consolidated.state.keys() == finished.state.keys()
+    assert all(torch.equal(consolidated.state[name], value) for name, value in finished.state.items())
+    batch = {"image": torch.rand(2, 3, 64, 64), "mask": torch.rand(2, 16, 16) < 0.5}
+    with torch.no_grad():
+        again, before = as_pretrained(consolidated).module(batch), simmim_scale.load(whole)(batch)
+    assert torch.equal(again["prediction"], before["prediction"])
+
+    result = CliRunner().invoke(app, ["export", str(going_on), "--to", "microsoft", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert f"weights of step {STEPS}" in result.output
+    assert "tensors read back differs by at most 0.0e+00" in result.output
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"these weights are of step {STEPS}" in card
+    assert "val_loss: " in card
+    assert "val_loss: " in (whole / "weights/README.md").read_text()
+
+    (going_on / f"checkpoints/step_{STEPS:08d}/manifest.json").unlink()  # not complete: the one before it is taken
+    assert read_weights(going_on).extra["step"] == str(STEPS - SAVE_EVERY)
+    (going_on / "config.yaml").unlink()  # no run of ours: nothing in it is unpickled
+    with pytest.raises(ValueError, match="has not written its weights"):
+        read_weights(going_on)
 
 
 def test_killed_at_random_and_during_a_save_then_resumed_gives_the_same_losses(whole: Path, start, tmp_path: Path):

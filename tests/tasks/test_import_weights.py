@@ -173,7 +173,7 @@ def test_the_target_is_that_of_the_released_configurations_unless_told(published
 def test_left_over_missing_and_misshapen_tensors_are_all_listed_and_nothing_is_written(published, bring, tmp_path):
     _, checkpoint = published(1)
     state = checkpoint["model"]
-    state["absolute_pos_embed"] = torch.zeros(1, 256, 16)
+    state["absolute_offsets"] = torch.zeros(1, 256, 16)
     state["layers.0.blocks.0.mlp.norm.weight"] = torch.zeros(64)
     del state["layers.1.blocks.0.norm2.bias"]
     state["norm.weight"] = torch.zeros(31)
@@ -181,13 +181,20 @@ def test_left_over_missing_and_misshapen_tensors_are_all_listed_and_nothing_is_w
         bring(checkpoint)
     for part in (
         "2 left over",
-        "absolute_pos_embed",
+        "absolute_offsets",
         "layers.0.blocks.0.mlp.norm.weight",
         "layers.1.blocks.0.norm2.bias",
         "norm.weight: got (31,), expected (32,)",
     ):
         assert part in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_absolute_position_embedding_is_refused_by_name(published, bring):
+    _, checkpoint = published(1)
+    checkpoint["model"]["absolute_pos_embed"] = torch.zeros(1, 256, 16)
+    with pytest.raises(ValueError, match=r"absolute position embedding \(absolute_pos_embed\)"):
+        bring(checkpoint)
 
 
 def test_a_window_that_nothing_tells_is_asked_for(published, bring):

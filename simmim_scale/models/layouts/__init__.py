@@ -4,4 +4,8 @@ A layout is a function (CheckpointFile, Hints) -> Imported. Start reading at `mi
 """
 
 # name -> "module:function"; resolved when asked for.
-LAYOUTS = {"microsoft": "simmim_scale.models.layouts.microsoft:convert"}
+LAYOUTS = {
+    "microsoft": "simmim_scale.models.layouts.microsoft:convert",
+    "timm": "simmim_scale.models.layouts.timm:convert",
+    "huggingface": "simmim_scale.models.layouts.huggingface:convert",
+}

@@ -1,5 +1,6 @@
 """Opening a checkpoint from elsewhere without running code that is in it: weights_only loading, or safetensors."""
 
+import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from simmim_scale.models.layouts.records import CheckpointFile
 
+DIRECTORY_FILES = ("model.safetensors", "pytorch_model.bin")
 STATE_KEYS = ("model", "state_dict")  # where checkpoints keep the tensors, besides the top level
 
 
@@ -33,12 +35,12 @@ def _harmless() -> list[tuple[Callable[..., Any] | type, str]]:
 
 
 def read_checkpoint(path: str | Path) -> CheckpointFile:
-    """Read a .pth, .pt or .safetensors file onto the CPU.
+    """Read a .pth, .pt, .bin or .safetensors file, or the one in a directory that timm or transformers saved, onto the CPU.
 
     Raises:
         ValueError: no such file, damaged, no tensors in it, or objects in it that cannot be loaded safely.
     """
-    path = Path(path)
+    path = _find_file(Path(path))
     if not path.is_file():
         raise ValueError(f"checkpoint: no file {path}. Give the path of a downloaded checkpoint.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -52,6 +54,34 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
         )
     settings = content.get("config")
     return CheckpointFile(path=path, state=state, settings=settings if isinstance(settings, Mapping) else {})
+
+
+def read_settings(file: CheckpointFile, name: str = "config.json") -> dict[str, Any]:
+    """A JSON file beside the tensors' file, as timm and transformers write it; {} where there is none.
+
+    Raises:
+        ValueError: it is there and no JSON object.
+    """
+    path = file.path.with_name(name)
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path} is no JSON ({error}). Download it again.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"checkpoint: {path} holds a {type(settings).__name__}, expected an object. Download it again.")
+    return settings
+
+
+def _find_file(path: Path) -> Path:
+    """The file itself, or the one tensors' file of a directory as other programs save them."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in DIRECTORY_FILES if (path / name).is_file()]
+    if not found:
+        raise ValueError(f"checkpoint: expected one of {', '.join(DIRECTORY_FILES)} in {path}, found none. Give the file itself.")
+    return found[0]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

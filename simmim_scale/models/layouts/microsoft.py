@@ -7,6 +7,7 @@ Buffers (index and coordinate tables, shift masks) only tell windows and sizes; 
 """
 
 import re
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -34,13 +35,14 @@ def convert(file: CheckpointFile, hints: Hints) -> Imported:
             that no hint gives.
     """
     state = _unwrapped(file.state)
+    _refuse_absolute_positions(state, file)
     task = _task(state, file)
     buffers = {name: value for name, value in state.items() if name.endswith(BUFFERS)}
     published = {name: value for name, value in state.items() if name not in buffers}
     renamed = {_rename(name, task): (name, _reshape(name, value)) for name, value in published.items()}
     backbone = {name.removeprefix("encoder."): value for name, value in published.items()}
     detected = detect_model(
-        {_rename_backbone(name): value for name, value in backbone.items()},
+        {published_backbone_name(name): value for name, value in backbone.items()},
         {name.removeprefix("encoder."): value for name, value in buffers.items()},
         file,
         hints,
@@ -59,11 +61,38 @@ def convert(file: CheckpointFile, hints: Hints) -> Imported:
     )
 
 
+def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors by published names: a classifier's; a pre-training's with encoder, mask token and decoder; or a backbone's."""
+    pretraining = "mask_token.token" in state
+    prefix = "encoder." if pretraining else ""
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name == "mask_token.token":
+            renamed["encoder.mask_token"] = value[None, None]
+        elif name.startswith("head.proj."):
+            renamed[f"decoder.0.{name.removeprefix('head.proj.')}"] = value[..., None, None] if value.ndim == 2 else value
+        elif name.startswith("head."):
+            renamed[name] = value
+        else:
+            inner = re.sub(r"\.attn\.qkv\.([qv]_bias)$", r".attn.\1", name.removeprefix("backbone."))
+            renamed[prefix + inner] = value
+    return renamed
+
+
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the `module.` that data-parallel training puts before every name."""
     if all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def _refuse_absolute_positions(state: Mapping[str, Tensor], file: CheckpointFile) -> None:
+    names = [name for name in state if name.endswith("absolute_pos_embed")]
+    if names:
+        raise ValueError(
+            f"checkpoint: {file.path} has an absolute position embedding ({names[0]}). No model here has one, and none that was"
+            " published with SimMIM, so it cannot be imported; nothing was written."
+        )
 
 
 def _task(state: dict[str, Tensor], file: CheckpointFile) -> str:
@@ -80,17 +109,18 @@ def _task(state: dict[str, Tensor], file: CheckpointFile) -> str:
 
 def _rename(name: str, task: str) -> str:
     if task == "classification":
-        return name if name.startswith("head.") else f"backbone.{_rename_backbone(name)}"
+        return name if name.startswith("head.") else f"backbone.{published_backbone_name(name)}"
     if name == "encoder.mask_token":
         return "mask_token.token"
     if name.startswith("decoder.0."):
         return f"head.proj.{name.removeprefix('decoder.0.')}"
     if name.startswith("encoder."):
-        return f"backbone.{_rename_backbone(name.removeprefix('encoder.'))}"
+        return f"backbone.{published_backbone_name(name.removeprefix('encoder.'))}"
     return name  # nothing of ours has such a name: it is reported as left over
 
 
-def _rename_backbone(name: str) -> str:
+def published_backbone_name(name: str) -> str:
+    """Our name, without prefix, of a backbone's published tensor."""
     for pattern, replacement in BACKBONE_RENAMES:
         name = pattern.sub(replacement, name)
     return name
@@ -120,6 +150,6 @@ def _objective(model: str, file: CheckpointFile, hints: Hints) -> tuple[dict[str
     }, f"target: {'plain pixels' if window is None else f'normalised, window {window}'} ({origin})"
 
 
-def _mask(file: CheckpointFile) -> dict[str, float]:
+def _mask(file: CheckpointFile) -> dict[str, int | float]:
     stored = {"cell": file.setting("DATA.MASK_PATCH_SIZE"), "ratio": file.setting("DATA.MASK_RATIO")}
     return {key: value for key, value in stored.items() if value is not None}

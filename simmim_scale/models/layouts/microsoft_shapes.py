@@ -238,6 +238,8 @@ def _image_size(
     stored = file.setting("DATA.IMG_SIZE")
     if isinstance(stored, int):
         return (stored, stored), "stored in the file"
+    if isinstance(stored, list | tuple) and len(stored) == 2:
+        return (stored[0], stored[1]), "stored in the file"
     # Released models: windows 12, 14, 16, 24 span the last stage but one (192, 224, 256, 384 px), windows 7 and 8 the last.
     spanned = len(windows.stages) - (2 if max(windows.stages) >= 12 and len(windows.stages) > 1 else 1)
     side = max(windows.stages) * patch_size * 2**spanned

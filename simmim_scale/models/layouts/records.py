@@ -1,7 +1,7 @@
 """What goes into a layout and what comes out of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,20 +36,37 @@ class Hints:
     norm_target_window: int | None = None
 
 
+def merge_hints(asked: Hints, told: Hints) -> Hints:
+    """What the caller says, then what a configuration beside the file says.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    merged = {}
+    for item in fields(Hints):
+        wanted, known = getattr(asked, item.name), getattr(told, item.name)
+        if None not in (wanted, known) and wanted != known:
+            raise ValueError(f"{item.name}: {wanted} was asked for, but the checkpoint's config.json says {known}. Leave it out.")
+        merged[item.name] = known if wanted is None else wanted
+    return Hints(**merged)
+
+
 @dataclass(frozen=True)
 class Imported:
     """A checkpoint in our names.
 
     Attributes:
-        task: "pretrain" or "classification": which module the state is for.
+        task: "pretrain", "classification" or "backbone": which module the state is for.
         state: tensors by our names.
         origins: our name -> the file's name, for messages.
         sections: configuration sections that follow from the checkpoint, as plain values.
         notes: one line per fact, with where it is from.
+        class_names: of the classes, in order; () where nothing tells them.
     """
 
-    task: Literal["pretrain", "classification"]
+    task: Literal["pretrain", "classification", "backbone"]
     state: dict[str, Tensor]
     origins: dict[str, str]
     sections: dict[str, dict[str, Any]]
     notes: list[str]
+    class_names: tuple[str, ...] = ()

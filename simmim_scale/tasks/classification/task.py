@@ -85,6 +85,11 @@ class ClassificationTask:
     def num_samples(self) -> int:
         return len(self.train_index)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits; classes beyond those of the shards (classification.num_classes) have none."""
+        return class_names(self.train_index, "data.train")
+
     def build_module(self) -> Classifier:
         config = self.config
         return build_classifier(
