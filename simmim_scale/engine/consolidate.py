@@ -5,6 +5,7 @@ DeepSpeed's files are unpickled: call this only on the checkpoints of a run of y
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from simmim_scale.engine.state import MASTERS, STATE_FILE, TAG
 
-MODEL_STATES = "mp_rank_00_model_states.pt"  # of stage 0, whose ranks hold the same
+MODEL_STATES = "mp_rank_00_model_states.pt"  # of stages 0 to 2, whose ranks hold the same
+BF16_STATES = "bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+PARTS = "single_partition_of_fp32_groups"
 
 
 def consolidate(save: Path) -> dict[str, Tensor]:
@@ -25,17 +28,33 @@ def consolidate(save: Path) -> dict[str, Tensor]:
         ValueError: the files do not hold every parameter that the save lists, in its shape.
     """
     facts = json.loads((save / STATE_FILE).read_text())
-    state = _from_stage_0(save, facts) if facts["zero_stage"] == 0 else _from_zero(save)
+    readers = {(0, facts["precision"]): _from_stage_0, (1, "bf16"): _from_bf16_stage_1}
+    state = readers.get((facts["zero_stage"], facts["precision"]), _from_zero)(save, facts)
     _check(save, state, facts["parameters"])
     return state
 
 
-def _from_zero(save: Path) -> dict[str, Tensor]:
+def _from_zero(save: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it tells its progress with print, and draws bars
         state = get_fp32_state_dict_from_zero_checkpoint(str(save), tag=TAG)
     return {name: _fp32(value.detach()) for name, value in state.items()}
+
+
+def _from_bf16_stage_1(save: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Stage 1 in bf16 has an optimizer whose files DeepSpeed's script does not know (0.19.8). Each rank holds a part of
+    every group's flat fp32 vector, whose parameters lie one after another, padded at its end."""
+    content = torch.load(save / TAG / MODEL_STATES, map_location="cpu", weights_only=False)
+    ranks = [save / TAG / BF16_STATES.format(rank=rank) for rank in range(facts["world_size"])]
+    parts = [torch.load(path, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"][PARTS] for path in ranks]
+    state = {name: _fp32(content["module"][name]) for name in content.get("buffer_names") or []}
+    for number, shapes in enumerate(content["param_shapes"]):
+        flat = torch.cat([rank[number] for rank in parts])
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        values = flat[: sum(sizes)].split(sizes)
+        state.update({name: value.view(shape).clone() for (name, shape), value in zip(shapes.items(), values, strict=True)})
+    return state
 
 
 def _from_stage_0(save: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -171,7 +171,8 @@ def consolidates(runtime: Runtime, directory: Path) -> dict:
             path, state = store.save(engine, {}), engine.full_state_dict()
             if runtime.is_main:
                 read = consolidate(path)
-                exact = all(torch.equal(read[name], value) and value.dtype == read[name].dtype for name, value in state.items())
+                # Buffers stay in the run's type in the engine; in the files' reading everything is fp32.
+                exact = all(torch.equal(read[name], value.float()) for name, value in state.items())
                 found[f"{stage}-{kind}"] = {"exact": exact, "names": list(read) if set(read) != set(state) else "the same"}
             engine.destroy()
     return found
