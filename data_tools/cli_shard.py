@@ -38,6 +38,9 @@ class _Common:
             help="structure: follow each image to its end, decode what looks odd; full: decode all; header: first bytes."
         ),
     ] = "structure"
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Also KEY.txt, as open_clip wants it: a list's column caption, else the class.")
+    ] = False
     undecodable: Annotated[
         str, typer.Option(help="Images that do not decode: leave-out or keep (both are listed in report.json), or error.")
     ] = "leave-out"

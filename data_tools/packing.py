@@ -174,7 +174,7 @@ def _pack_broken(sample: SourceSample, reader: PieceReader, job: ShardJob) -> _P
 
 
 def _companions(sample: SourceSample, job: ShardJob, about: dict[str, Any]) -> dict[str, bytes]:
-    """KEY.cls and KEY.json."""
+    """KEY.cls, KEY.json and, if asked for, KEY.txt."""
     document: dict[str, Any] = {"name": sample.name}
     companions: dict[str, bytes] = {}
     if sample.label != NO_LABEL:
@@ -184,8 +184,20 @@ def _companions(sample: SourceSample, job: ShardJob, about: dict[str, Any]) -> d
     document |= about
     if sample.about:
         document |= {name: value for name, value in json.loads(sample.about).items() if name not in document}
+    if job.options.captions:
+        companions["txt"] = _caption(document, sample).encode()
     companions["json"] = json.dumps(document, ensure_ascii=False).encode()
     return companions
+
+
+def _caption(document: dict[str, Any], sample: SourceSample) -> str:
+    text = document.get("caption") or document.get("class")
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{sample.image.place}: --captions: {sample.name} has neither a caption nor a class. Use a list with a column"
+            " 'caption', images in class folders, or leave out --captions."
+        )
+    return text
 
 
 def _check_map(content: bytes, name: str, image: ImageFacts, check: str) -> None:

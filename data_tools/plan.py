@@ -36,6 +36,7 @@ class ShardOptions:
             counts as undecodable.
         max_side: See `reencode.Reencoding`.
         quality: See `reencode.Reencoding`.
+        captions: Also KEY.txt: the list's column "caption", else the name of the class.
     """
 
     samples_per_shard: int | None = None
@@ -47,6 +48,7 @@ class ShardOptions:
     unreachable: str = "error"
     max_side: int | None = None
     quality: int | None = None
+    captions: bool = False
 
     def __post_init__(self) -> None:
         if self.samples_per_shard is not None and self.bytes_per_shard is not None:
@@ -74,6 +76,8 @@ class ShardOptions:
     def facts(self) -> dict[str, Any]:
         """As the index states them."""
         facts = asdict(self) | self.reencoding.facts()
+        if not self.captions:  # a set made before there were captions stays the same set
+            del facts["captions"]
         if self.bytes_per_shard is None:
             facts["samples_per_shard"] = self.samples_per_shard or DEFAULT_SAMPLES
         return facts

@@ -13,6 +13,7 @@ from typing import Any
 from simmim_scale.data.shards import NO_LABEL, split_member
 
 UNKNOWN_SIZE = -1
+MOST_LISTED = 20  # pairs of files that one message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,33 @@ def check_keys(samples: Iterable[SourceSample]) -> None:
     """Every key must be usable and occur once.
 
     Raises:
-        ValueError: Two samples share a key, or a key could leave the directory that a tar is unpacked to.
+        ValueError: Samples share a key (the first `MOST_LISTED` pairs are named), or a key could leave the directory that a tar
+            is unpacked to.
     """
     seen: dict[str, SourceSample] = {}
+    pairs = []
     for sample in samples:
         if not is_safe_name(sample.key) or split_member(f"{sample.key}.x")[0] != sample.key:
             raise ValueError(f"{sample.image.place}: {sample.key!r} cannot name a sample in a tar. Rename {sample.name!r}.")
         other = seen.setdefault(sample.key, sample)
         if other is not sample:
-            places = f"{sample.image.place} ({sample.name}) and {other.image.place} ({other.name})"
-            raise ValueError(
-                f"{places}: both would be the sample {sample.key!r}; names must differ before the extension"
-                " (other dots count as '_'). Rename or remove one of them."
-            )
+            pairs.append((sample, other))
+    if pairs:
+        raise ValueError(_collisions(pairs))
+
+
+def _collisions(pairs: list[tuple[SourceSample, SourceSample]]) -> str:
+    listed = [
+        f"{sample.image.place} ({sample.name}) and {other.image.place} ({other.name}): both would be the sample {sample.key!r}"
+        for sample, other in pairs[:MOST_LISTED]
+    ]
+    if len(pairs) > MOST_LISTED:
+        listed.append(f"and {len(pairs) - MOST_LISTED:,} more")
+    rule = "names must differ before the extension (other dots count as '_')"
+    if len(pairs) == 1:
+        return f"{listed[0]}; {rule}. Rename or remove one of them."
+    lines = "\n  ".join(listed)
+    return f"{len(pairs):,} pairs of files would be one sample each; {rule}. Rename or remove one of each:\n  {lines}"
 
 
 def is_safe_name(name: str) -> bool:

@@ -9,6 +9,7 @@ FINISHED = 0
 FAILED = 1  # an unexpected error; Python's own code for an uncaught exception
 USER_ERROR = 2  # wrong input, found before any work
 NONFINITE = 3  # training stopped: loss or gradients stayed non-finite, or the fp16 loss scale hit its floor
+NO_DATA = 4  # training stopped: samples could not be read, from a disk, a server or the network; what was trained is saved
 PREEMPTED = 75  # asked to stop, everything is saved: run the same command again (EX_TEMPFAIL of sysexits.h)
 
 

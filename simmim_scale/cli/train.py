@@ -17,6 +17,7 @@ from simmim_scale.cli.recovery import roll_back, spike_detector
 from simmim_scale.cli.together import on_every_rank
 from simmim_scale.config.load import load_config
 from simmim_scale.config.schema import Config
+from simmim_scale.data.dataset import LOAD_ERRORS
 from simmim_scale.engine.engine import Engine
 from simmim_scale.engine.guard import LossScaleError, NonFiniteError
 from simmim_scale.engine.runtime import Runtime, start_runtime
@@ -27,7 +28,7 @@ from simmim_scale.reports.terminal import Terminal, configure_logging
 from simmim_scale.tasks.classification.probing import Probing, open_probe_sets
 from simmim_scale.tasks.model_card import write_card
 from simmim_scale.tasks.pretrained import CLASS_NAMES
-from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
+from simmim_scale.train.loop import Cadence, LoadingError, Loop, Outcome, cadence, fit
 from simmim_scale.train.spikes import LossSpikeError
 from simmim_scale.train.stop import StopRequest
 
@@ -100,6 +101,10 @@ def _run(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> int 
     except LossScaleError as error:
         log.error("%s", error)
         return exit_codes.NONFINITE
+    except LoadingError as error:
+        log.error("no data for step %d: %s", engine.step + 1, error)
+        log.error("What was trained is saved, step %d. Run the same command again when the data can be read.", engine.step)
+        return exit_codes.NO_DATA
     finally:
         engine.destroy()
 
@@ -131,6 +136,7 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
             read_late=runtime.device.type == "cuda",
             skipped_samples=run.skipped_samples,
             spikes=spike_detector(run),
+            load_errors=LOAD_ERRORS,
         )
         return fit(loop)
 

@@ -28,7 +28,10 @@ class UndecodableSetError(ValueError):
     """Not one of many images in a row decodes."""
 
 
-Loaded = tuple[Batch, list[DamagedSample]] | UndecodableSetError
+# What keeps samples from being loaded and is no fault of this code: the set itself, and disks, servers and networks.
+LoadError = UndecodableSetError | OSError
+LOAD_ERRORS: tuple[type[Exception], ...] = (UndecodableSetError, OSError)
+Loaded = tuple[Batch, list[DamagedSample]] | LoadError
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +80,12 @@ class ShardDataset(Dataset):
         return len(self.reader.index)
 
     def __getitems__(self, request: BatchRequest) -> Loaded:
-        """One micro-batch, and the damaged images met on the way; an error of the user's as a value, so that it crosses to the
-        rank's process without a worker's traceback. DataLoader hands over what its batch sampler gave."""
+        """One micro-batch, and the damaged images met on the way; a `LoadError` as a value, so that it crosses to the rank's
+        process without a worker's traceback. DataLoader hands over what its batch sampler gave."""
         try:
             return self._load_batch(request)
-        except UndecodableSetError as error:
-            return error
+        except LOAD_ERRORS as error:
+            return error  # type: ignore[return-value]
 
     def _load_batch(self, request: BatchRequest) -> tuple[Batch, list[DamagedSample]]:
         rows, used, damaged = [], [], []

@@ -279,7 +279,7 @@ class ValidationLoader:
     def first(self, count: int) -> Batch:
         """The first `count` samples of the pass (fewer if there are fewer), loaded here and now, the same on every rank."""
         loaded = self.dataset.__getitems__(self._request(np.arange(min(count, len(self.samples)))))
-        if isinstance(loaded, ValueError):
+        if isinstance(loaded, Exception):
             raise loaded
         return loaded[0]
 

@@ -126,7 +126,7 @@ class RemoteDirectory:
                 return action()
             except Exception as error:
                 if _is_final(error):
-                    raise
+                    raise _refusal(what, error) from error
                 cause = error
                 log.warning("%s: %s (attempt %d of %d)", what, _short(error), attempt + 1, self.remote.attempts)
                 if attempt + 1 < self.remote.attempts:
@@ -190,6 +190,13 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError | PermissionError | ValueError | TypeError | ImportError):
         return True
     return getattr(error, "status", None) in FINAL_STATUS
+
+
+def _refusal(what: str, error: Exception) -> Exception:
+    """What to raise for an error that asking again cannot help: itself, or a RemoteError in place of a network library's own."""
+    if isinstance(error, OSError | ValueError | TypeError | ImportError):
+        return error
+    return RemoteError(f"{what}: the server refuses it ({_short(error)}). Check the URL and the access rights.")
 
 
 def _short(error: BaseException) -> str:

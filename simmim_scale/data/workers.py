@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from simmim_scale.data.dataset import Batch, BatchRequest, DamagedSample, Loaded, ShardDataset, UndecodableSetError
+from simmim_scale.data.dataset import Batch, BatchRequest, DamagedSample, Loaded, ShardDataset
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class BatchStream:
         if self._iterator is None:
             raise RuntimeError("this stream of batches is closed; start another one.")
         loaded = next(self._iterator)
-        if isinstance(loaded, UndecodableSetError):
+        if isinstance(loaded, Exception):
             raise loaded
         if not self._memory_checked:
             self._memory_checked = True

@@ -23,11 +23,10 @@ from simmim_scale.engine.runtime import Runtime
 from simmim_scale.reports.records import StepRecord
 from simmim_scale.reports.sinks import Sinks
 from simmim_scale.reports.throughput import Reading, Throughput
+from simmim_scale.train.ahead import Ahead, Batch
 from simmim_scale.train.evaluate import Evaluator, evaluate
 from simmim_scale.train.spikes import LossSpikeError, SpikeDetector
 from simmim_scale.train.stop import StopRequest
-
-Batch = Mapping[str, Tensor]
 
 
 class Outcome(Enum):
@@ -35,6 +34,10 @@ class Outcome(Enum):
 
     FINISHED = "finished"
     PREEMPTED = "preempted"  # a stop signal came; everything is saved
+
+
+class LoadingError(Exception):
+    """Some rank got no more data; what was trained until then is saved."""
 
 
 class TrainingLoader(Protocol):
@@ -77,6 +80,7 @@ class Loop:
         skipped_samples: passed over after rolling back (train/rollbacks.py); they shift the position in the data.
         spikes: watches the loss; None: nothing is a spike.
         facts: written into every save and compared on resume, for instance the number of samples.
+        load_errors: what the loader raises where disks, servers or the set itself fail.
     """
 
     engine: Engine
@@ -96,6 +100,7 @@ class Loop:
     read_late: bool = False
     skipped_samples: int = 0
     spikes: SpikeDetector | None = None
+    load_errors: tuple[type[Exception], ...] = (OSError,)
 
 
 @dataclass(frozen=True)
@@ -114,12 +119,13 @@ def fit(loop: Loop) -> Outcome:
 
     Raises:
         LossSpikeError: the loss spiked.
+        LoadingError: no more data on some rank; raised on all of them, with the run state of the last finished step saved.
     """
-    batches = iter(loop.loader)
+    ahead = _fetch_ahead(loop)
     underway: _Underway | None = None
     stopping = postponed = False
     while loop.engine.step < loop.plan.total_steps:
-        previous, underway = underway, _launch(loop, batches)
+        previous, underway = underway, _launch(loop, ahead)
         if previous is not None:
             stopping = _conclude(loop, previous)
         # Every rank knows the same here: steps are counted alike, and a request to stop is reduced with a step's loss.
@@ -134,17 +140,42 @@ def fit(loop: Loop) -> Outcome:
             if stopping or (saving and not postponed):
                 save_run_state(loop)
         if stopping and step < loop.plan.total_steps:
+            _raise_problems(loop, ahead)
             return Outcome.PREEMPTED
     return Outcome.FINISHED
 
 
-def _launch(loop: Loop, batches: Iterator[Batch]) -> _Underway:
-    # The micro-batches of a step are fetched before the update, so that waiting and computing are told apart.
+def _fetch_ahead(loop: Loop) -> Ahead:
+    """The batches, with those of the first steps; how far ahead is how many steps pass until all ranks know of a stop."""
+    ahead = Ahead(
+        iter(loop.loader),
+        accumulation=loop.plan.accumulation,
+        steps=loop.plan.total_steps - loop.engine.step,
+        depth=2 if loop.read_late else 1,
+        errors=loop.load_errors,
+    )
     with loop.meter.waiting():
-        micro_batches = [next(batches) for _ in range(loop.plan.accumulation)]
-    on_device = [_to_device(batch, loop.runtime) for batch in micro_batches]
+        ahead.fill()
+    _raise_problems(loop, ahead)
+    return ahead
+
+
+def _raise_problems(loop: Loop, ahead: Ahead) -> None:
+    """Raises what any rank met, on all ranks; nothing where all have data."""
+    texts = loop.runtime.gather_objects(None if ahead.problem is None else str(ahead.problem))
+    found = list(dict.fromkeys(text for text in texts if text is not None))
+    if found:
+        raise LoadingError("\n".join(found)) from ahead.problem
+
+
+def _launch(loop: Loop, ahead: Ahead) -> _Underway:
+    # Batches are fetched before the update, so that waiting and computing are told apart.
+    with loop.meter.waiting():
+        ahead.fill()
+    on_device = [_to_device(batch, loop.runtime) for batch in ahead.take()]
     with loop.meter.computing():
-        launched = loop.engine.launch_step(on_device, stop=lambda: loop.stop.received is not None)
+        leaving = ahead.problem is not None
+        launched = loop.engine.launch_step(on_device, stop=lambda: leaving or loop.stop.received is not None)
     return _Underway(launched, loop.meter.step())
 
 

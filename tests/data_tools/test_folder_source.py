@@ -87,6 +87,16 @@ def test_unusable_folders_are_clear_errors(tmp_path: Path, names: list[str], mes
         list_folder(touch(tmp_path, *names))
 
 
+def test_all_files_that_collide_are_named_at_once(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"a/{i:02d}.{extension}" for i in range(25) for extension in ("jpg", "png")), "a/other.jpg")
+    with pytest.raises(ValueError, match="25 pairs of files would be one sample each; names must differ") as caught:
+        list_folder(tmp_path)
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 21
+    assert all(f"{i:02d}.jpg" in line and f"{i:02d}.png" in line for i, line in enumerate(lines[:20]))
+    assert lines[-1].strip() == "and 5 more"
+
+
 def test_missing_folder_file_and_wrong_option(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such directory"):
         list_folder(tmp_path / "nowhere")

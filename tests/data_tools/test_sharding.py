@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from timm.data import create_dataset
 
 from data_tools import packing, sharding
 from data_tools.plan import ShardJob, ShardOptions
 from data_tools.sharding import write_shards
 from data_tools.sources.folder import list_folder
+from data_tools.sources.listing import list_listing
 from simmim_scale.data.shards import NO_LABEL, ShardIndex
 
 
@@ -72,6 +75,53 @@ def test_webdataset_reads_the_shards_as_they_are(photos: Path, tmp_path: Path) -
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
     assert len({sample["__key__"] for sample in samples}) == 25
     assert all(sample["jpg"].size == (20, 16) and sample["cls"] in (0, 1) for sample in samples)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_timms_reader_reads_the_shards_as_they_are(photos: Path, tmp_path: Path, training: bool) -> None:
+    write_shards(list_folder(photos), tmp_path / "shards", OPTIONS)
+    split = "shard-{000000..000003}.tar|25"
+    dataset = create_dataset("wds/", root=str(tmp_path / "shards"), split=split, is_training=training, batch_size=5)
+    samples = list(dataset)
+    assert len(samples) == len(dataset) == 25
+    assert {image.size for image, _ in samples} == {(20, 16)}
+    expected = {True: "dog", False: "cat"}
+    labels = [ShardIndex.load(tmp_path / "shards").classes.index(expected[i % 3 == 0]) for i in range(25)]
+    assert sorted(target for _, target in samples) == sorted(labels)
+
+
+def open_clip_pipeline(urls: list[str]) -> webdataset.DataPipeline:
+    """The stages of open_clip 3.3's loader (open_clip_train/data.py) that meet the tars."""
+    return webdataset.DataPipeline(
+        webdataset.SimpleShardList(urls),
+        webdataset.tarfile_to_samples(),
+        webdataset.select(lambda sample: "txt" in sample and bool({"png", "jpg", "jpeg", "webp"} & set(sample))),
+        webdataset.decode("pilrgb"),
+        webdataset.rename(image="jpg;png;jpeg;webp", text="txt"),
+        webdataset.to_tuple("image", "text"),
+    )
+
+
+def test_open_clip_gets_images_and_captions(photos: Path, tmp_path: Path) -> None:
+    options = replace(OPTIONS, captions=True)
+    write_shards(list_folder(photos), tmp_path / "classes", options)
+    pairs = list(open_clip_pipeline(sorted(map(str, (tmp_path / "classes").glob("*.tar")))))
+    assert sorted(text for _, text in pairs) == ["cat"] * 16 + ["dog"] * 9
+    assert all(image.size == (20, 16) for image, _ in pairs)
+    rows = ["path,caption", "cat/deep/001.jpg,a cat in a garden", 'dog/deep/000.jpg,"a dog, running"']
+    (photos / "list.csv").write_text("\n".join(rows))
+    write_shards(list_listing(photos / "list.csv"), tmp_path / "list", options)
+    pairs = list(open_clip_pipeline(sorted(map(str, (tmp_path / "list").glob("*.tar")))))
+    assert sorted(text for _, text in pairs) == ["a cat in a garden", "a dog, running"]
+    with pytest.raises(ValueError, match="has neither a caption nor a class"):
+        write_shards(list_folder(photos, labels="none"), tmp_path / "none", options)
+
+
+def test_a_set_without_captions_is_that_of_before(photos: Path, tmp_path: Path) -> None:
+    write_shards(list_folder(photos), tmp_path / "shards", OPTIONS)
+    assert "captions" not in json.loads((tmp_path / "shards" / "index.json").read_text())["options"]
+    with pytest.raises(ValueError, match="options differ"):  # other bytes: it is another set
+        write_shards(list_folder(photos), tmp_path / "shards", replace(OPTIONS, captions=True))
 
 
 def test_order_follows_the_seed(photos: Path, tmp_path: Path) -> None:

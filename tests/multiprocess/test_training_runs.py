@@ -21,6 +21,7 @@ from simmim_scale.cli.app import app
 from simmim_scale.cli.export import read_weights
 from simmim_scale.models.weights import load_weights
 from simmim_scale.tasks.pretrained import as_pretrained
+from tests.data.faulty_server import FaultyServer
 
 STEPS, SAVE_EVERY = 12, 4
 SETTINGS = (
@@ -227,3 +228,28 @@ def test_a_run_continues_from_portable_weights(whole: Path, start, tmp_path: Pat
     before, after = records(whole)[-1]["val_loss"], records(run_dir)[0]["val_loss"]
     assert after == pytest.approx(before, rel=0.02)
     assert os.path.exists(run_dir / "weights/model.safetensors")
+
+
+def test_a_server_that_fails_for_good_costs_no_step(start, shards: Path, repository: Path, tmp_path: Path):
+    """The run says why, saves, and ends on both ranks; the same command goes on when the server is back."""
+    sets = tmp_path / "sets"
+    command = [sys.executable, "-m", "data_tools", "shard", "folder", str(shards / "images-train/images"), str(sets / "train")]
+    subprocess.run([*command, "--samples-per-shard", "4"], cwd=repository, check=True)
+    settings = ("validation.every_steps=12", "checkpoint.every_steps=12", "data.mixed_shards=2", "data.prefetch=1")
+    run_dir = tmp_path / "run"
+    with FaultyServer(directory=sets) as server:
+        server.faults, server.always = [""] * 5, "busy"
+        remote = (f"data.train={server.url}/train", "data.remote.attempts=2", f"data.remote.cache_dir={tmp_path / 'cache'}")
+        output, code = finish(start(run_dir, *remote, *settings))
+        assert code == 4, output
+        assert "not read after 2 attempts" in output
+        assert "Run the same command again" in output
+        assert "Traceback" not in output
+        done = steps_done(run_dir)
+        assert 0 < done < STEPS
+        assert (run_dir / f"checkpoints/step_{done:08d}/manifest.json").exists()
+        assert not processes(run_dir)
+        server.always = ""
+        output, code = finish(start(run_dir, *remote, *settings))
+        assert code == 0, output
+    assert [row["step"] for row in records(run_dir)] == list(range(1, STEPS + 1))

@@ -1,6 +1,6 @@
 """The order of things in `fit`, with everything around it replaced by records of what was called."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from simmim_scale.config.schema import OptimizerConfig, StepConfig, TrainConfig
 from simmim_scale.engine.engine import StepResult
 from simmim_scale.reports.throughput import Throughput
 from simmim_scale.train.evaluate import evaluate
-from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
+from simmim_scale.train.loop import Cadence, LoadingError, Loop, Outcome, cadence, fit
 from simmim_scale.train.spikes import LossSpikeError, SpikeDetector
 from simmim_scale.train.stop import StopRequest
 
@@ -25,9 +25,10 @@ class FakeRuntime:
     device: str = "cpu"
     is_main: bool = True
     world_size: int = 1
+    others: list = field(default_factory=list)  # what other ranks gather
 
     def gather_objects(self, value):
-        return [value]
+        return [value, *self.others]
 
     def memory_bytes(self) -> int:
         return 1
@@ -206,6 +207,53 @@ def test_a_stop_at_the_last_step_is_a_finished_run():
     loop, events, _ = build(make(), stop=stop, start=5)
     assert fit(loop) is Outcome.FINISHED
     assert events == ["train 6", "record 6", "save 6 at 24"]
+
+
+def failing(after: int, error: Exception):
+    for position in range(after):
+        yield {"position": torch.tensor(position)}
+    raise error
+
+
+# Two micro-batches a step: batches for so many steps before the error, whether results are read late -> steps trained, saves.
+@pytest.mark.parametrize(
+    ("steps", "read_late", "trained", "saves"),
+    [
+        (3, False, 3, ["save 3 at 12"]),
+        (4, False, 4, ["save 4 at 16"]),
+        (4, True, 4, ["save 4 at 16"]),
+        (5, True, 4, ["save 4 at 16"]),  # read at once, since a save is due
+        (1, False, 0, []),
+        (2, True, 0, []),
+        (0, True, 0, []),
+    ],
+)
+def test_without_data_what_was_trained_is_saved_and_the_cause_is_told(steps, read_late, trained, saves):
+    loop, events, _ = build(make(), read_late=read_late)
+    error = OSError("shard-7.tar: not read after 8 attempts")
+    with pytest.raises(LoadingError, match=r"shard-7\.tar: not read after 8 attempts"):
+        fit(replace(loop, loader=failing(2 * steps, error)))
+    assert [event for event in events if event.startswith("save")] == saves
+    assert [event for event in events if event.startswith("train")] == [f"train {step}" for step in range(1, trained + 1)]
+
+
+def test_data_beyond_the_last_step_is_not_asked_for():
+    loop, _, _ = build(make())
+    assert fit(replace(loop, loader=failing(12, OSError("not needed")))) is Outcome.FINISHED
+
+
+def test_the_data_of_another_rank_may_be_missing():
+    loop, events, _ = build(make())
+    loop.runtime.others = ["shard-3.tar: the server refuses it"]
+    with pytest.raises(LoadingError, match="the server refuses it"):
+        fit(loop)
+    assert events == []
+
+
+def test_a_fault_of_the_code_is_no_lack_of_data():
+    loop, _, _ = build(make())
+    with pytest.raises(ZeroDivisionError):
+        fit(replace(loop, loader=failing(3, ZeroDivisionError())))
 
 
 def test_a_finished_run_trains_no_more():
