@@ -82,20 +82,53 @@ def kernels(
             console.print(str(path))
 
 
+@bench_app.command("timm")
+def timm_step(
+    size: Annotated[str, typer.Option(help="tiny (SwinV2-T), or toy.")] = "tiny",
+    image_size: Annotated[int, typer.Option(min=32, help="Pixels.")] = 192,
+    window: Annotated[int, typer.Option(min=1, help="Tokens per axis of a window.")] = 12,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="Steps that each side takes, in turns.")] = 7,
+    dtype: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; may be given several times. Default: both.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Forward and backward of SwinV2 against timm's on the same weights, in turns."""
+    from simmim_scale.bench.timm_step import DTYPES, StepSettings, bench_timm
+
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        unknown = [name for name in dtype or () if name not in DTYPES]
+        if unknown:
+            raise ValueError(f"unknown type {unknown[0]!r}. Known: {', '.join(DTYPES)}.")
+        settings = StepSettings(size, image_size, window, batch, turns)
+        chosen = {name: DTYPES[name] for name in dtype or DTYPES}
+        result = bench_timm(settings, chosen, progress=lambda text: console.print(text, style="dim"))
+    table = Table("type", "ours, s", "timm, s", "factor", "loss apart", "gradients apart", title="A step, in turns")
+    for row in result["rows"]:
+        apart = [f"{row['difference'][name]:.1e}" for name in ("loss", "gradients")]
+        table.add_row(row["dtype"], f"{row['ours']:.3f}", f"{row['timm']:.3f}", f"{row['factor']:.2f}", *apart)
+    console.print(table)
+    if out is not None:
+        out.write_text(json.dumps(result, indent=2) + "\n")
+
+
 @bench_app.command("compile")
 def compile_kernels(
     out: Annotated[Path, typer.Option(help="Directory of the record and the report; a sweep that was interrupted goes on.")],
-    dtype: Annotated[list[str] | None, typer.Option(help="bf16 or fp16; may be given several times. Default: all.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="bf16, fp16 or fp32; may be given several times. Default: all.")] = None,
     capability: Annotated[
         list[str] | None, typer.Option(help="Compute capability, for example 9.0; may be given several times. Default: all.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that compile, about 0.6 s a kernel each.")] = 1,
 ) -> None:
     """Compile every Triton kernel that may be picked, for GPUs that need not be here; exit code 1 if one has faults."""
     from simmim_scale.bench.compile import DTYPES, parse_capabilities, sweep
 
     console = Console(highlight=False, soft_wrap=True)
     with user_errors():
-        faults = sweep(out, dtypes=dtype or list(DTYPES), capabilities=parse_capabilities(capability), progress=console.print)
+        faults = sweep(
+            out, dtypes=dtype or list(DTYPES), capabilities=parse_capabilities(capability), jobs=jobs, progress=console.print
+        )
     console.print(f"{faults} kernels with faults; report: {out / 'README.md'}")
     raise typer.Exit(1 if faults else 0)
 

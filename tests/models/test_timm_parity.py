@@ -1,28 +1,15 @@
 """Swin V1 and V2 against timm's on shared weights, where timm and the published code agree: sizes that divide."""
 
-import re
-
 import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 
+from simmim_scale.bench.timm_step import names_of_timm
 from simmim_scale.config.schema import SwinConfig, SwinV2Config
 from simmim_scale.models import build_backbone
 
-BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
 SIZES = {"embed_dim": 24, "depths": (2, 2, 2), "num_heads": (2, 3, 4)}
-
-
-def our_names(theirs):
-    """timm keeps the merging at the start of the stage after it, and v2's biases beside the projection."""
-    ours = {}
-    for name, value in theirs.items():
-        if name.startswith("head.") or name.endswith(BUFFERS):
-            continue
-        name = re.sub(r"layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", name)
-        ours[re.sub(r"attn\.([qv]_bias)", r"attn.qkv.\1", name)] = value
-    return ours
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -35,7 +22,7 @@ def test_loss_and_gradients_equal_timms(kind, size, window, dtype, generator):
     with torch.no_grad():
         for name, parameter in timm_model.named_parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator) + (1.0 if "norm" in name else 0.0))
-    ours.load_state_dict(our_names(timm_model.state_dict()))
+    ours.load_state_dict(names_of_timm(timm_model.state_dict()))
     ours, timm_model = ours.to(dtype), timm_model.to(dtype)
     image = torch.randn(2, 3, size, size, generator=generator, dtype=dtype)
     loss, their_loss = ours(image).pow(4).mean(), timm_model(image).pow(4).mean()
@@ -43,7 +30,7 @@ def test_loss_and_gradients_equal_timms(kind, size, window, dtype, generator):
     their_loss.backward()
     tolerance = 1e-11 if dtype == torch.float64 else 1e-5
     assert abs(loss.item() - their_loss.item()) <= tolerance * abs(their_loss.item())
-    wanted = our_names({name: parameter.grad for name, parameter in timm_model.named_parameters()})
+    wanted = names_of_timm({name: parameter.grad for name, parameter in timm_model.named_parameters()})
     assert set(wanted) == {name for name, _ in ours.named_parameters()}
     largest = max(gradient.norm() for gradient in wanted.values())
     for name, parameter in ours.named_parameters():
