@@ -14,6 +14,7 @@ from simmim_scale.models.hierarchy import HierarchicalBackbone
 from simmim_scale.models.initialization import Rule, constant, fan_in_uniform, initialize, trunc_normal
 from simmim_scale.models.layers import Linear, Mlp, PatchConv, fill_nan, pad_axes
 from simmim_scale.models.norms import PreNorm, TokenNorm
+from simmim_scale.models.position_bias import gather_bias
 from simmim_scale.models.windows import WindowTables, stage_sides, window_geometry
 
 
@@ -65,9 +66,8 @@ class AttentionV1(nn.Module):
 
     def position_bias(self, window: tuple[int, int], device: torch.device) -> Float[Tensor, "heads n n"]:
         """The table's entry for each pair of tokens, in the table's type."""
-        pairs = self.relative_position_bias_table.index_select(0, self._tables.index(window, self.window, device))
-        tokens = window[0] * window[1]
-        return pairs.t().reshape(self.num_heads, tokens, tokens)
+        index = self._tables.index(window, self.window, device)
+        return gather_bias(self.relative_position_bias_table, index, window=window, table_window=self.window)
 
 
 class BlockV1(nn.Module):

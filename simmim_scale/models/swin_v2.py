@@ -16,6 +16,7 @@ from simmim_scale.models.hierarchy import HierarchicalBackbone
 from simmim_scale.models.initialization import Rule, constant, fan_in_uniform, initialize, trunc_normal
 from simmim_scale.models.layers import Linear, Mlp, PatchConv, fill_nan, pad_axes
 from simmim_scale.models.norms import PostNorm, TokenNorm
+from simmim_scale.models.position_bias import gather_bias
 from simmim_scale.models.windows import WindowTables, window_geometry
 
 CPB_HIDDEN = 512  # width of the position-bias MLP, V2 section 3.4
@@ -95,9 +96,7 @@ class AttentionV2(nn.Module):
         coordinates = self._tables.coordinates(window, self.pretrained_window or window, device)
         table = self.cpb_mlp(coordinates.to(self.cpb_mlp[0].weight.dtype))
         table = CPB_RANGE * torch.sigmoid(table.to(torch.promote_types(table.dtype, torch.float32)))
-        pairs = table.index_select(0, self._tables.index(window, window, device))
-        tokens = window[0] * window[1]
-        return pairs.t().reshape(self.num_heads, tokens, tokens)
+        return gather_bias(table, self._tables.index(window, window, device), window=window, table_window=window)
 
 
 class BlockV2(nn.Module):

@@ -6,10 +6,18 @@ import pytest
 
 from tests.multiprocess.engine_ranks import run_ranks
 
-# stage, accumulation, precision, activation checkpointing
+# stage, accumulation, precision, activation checkpointing, backbone, implementation of window attention ("auto" is "cpu" here)
 # (test_engine.py goes through all combinations with a smaller module)
 ONE_RANK = [(0, 1, "fp32", "none")]
-TWO_RANKS = [(1, 1, "fp32", "none"), (2, 2, "fp32", "block"), (3, 4, "fp32", "block"), (3, 1, "bf16", "block")]
+TWO_RANKS = [
+    (1, 1, "fp32", "none"),
+    (2, 2, "fp32", "block"),
+    (3, 4, "fp32", "block"),
+    (3, 1, "bf16", "block"),
+    (3, 1, "fp32", "block", "swin_v2", "reference"),
+    (3, 1, "fp32", "none", "swin_v2", "sdpa"),
+    (3, 1, "fp32", "block", "swin_v2", "sdpa"),
+]
 # Other backbones, plain and with everything. A ResNet normalises by the statistics of a rank's micro-batch: one rank only.
 VIT, RESNET = [(0, 1, "fp32", "none", "vit")], [(0, 1, "fp32", "none", "resnet"), (3, 1, "fp32", "block", "resnet")]
 VIT_ON_TWO = [(3, 2, "fp32", "block", "vit"), (3, 1, "bf16", "none", "vit")]
