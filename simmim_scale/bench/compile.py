@@ -7,8 +7,11 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import date
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +19,40 @@ import torch
 import triton
 
 from simmim_scale.kernels.window_attention.triton_ahead import Problem, compile_kernel
-from simmim_scale.kernels.window_attention.triton_tiles import COMPILED, SHARED_MEMORY, refuse, tile_summary
+from simmim_scale.kernels.window_attention.triton_tiles import COMPILED, SHARED_MEMORY, tile_summary
 
 log = logging.getLogger(__name__)
 
-# Windows of Swin-T to SwinV2-G, whose heads all have 32 channels; late stages at small inputs use one of the smaller windows.
+# Windows of Swin-T to SwinV2-G; late stages at small inputs use one of the smaller windows.
 WINDOWS = (6, 7, 8, 12, 14, 16, 20, 24)
-# Head dims of other published layouts, and windows of inputs whose sides differ, at one size each.
-HEAD_DIMS = (44, 64, 88, 96, 128)
-RECTANGLES = ((6, 12), (7, 14), (9, 5), (7, 24))
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HEAD_DIM = 32  # of all published Swin and SwinV2 models: every form of the kernels is compiled for it
+# Of other layouts: compiled in the form that needs the most registers (V2, shifted), at windows with and without padded tiles.
+OTHER_HEAD_DIMS = (16, 44, 64, 88, 96, 128)
+OTHER_WINDOWS = (12, 7, 14, 24)
+RECTANGLES = ((6, 12), (7, 14), (9, 5), (7, 24))  # windows of inputs whose sides differ
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def problems(dtypes: Iterable[str]) -> Iterator[Problem]:
-    """Every configuration of the sweep that dispatch may pick, for the types given.
+    """Every configuration of the sweep that dispatch may pick, for the types given; the hardest to compile come first.
 
     Raises:
         ValueError: unknown type.
     """
-    for name in dtypes:
-        if name not in DTYPES:
-            raise ValueError(f"unknown type {name!r}. Known: {', '.join(DTYPES)}.")
-        dtype = DTYPES[name]
-        for window in WINDOWS:
-            for cosine in (True, False):
-                for shifted in (True, False):
-                    yield Problem((window, window), 32, dtype, cosine, shifted)
-        for head_dim in HEAD_DIMS:
-            if refuse(1, head_dim, dtype.itemsize, COMPILED[0]) is not None:
-                continue
-            yield from (Problem((side, side), head_dim, dtype, True, True) for side in (12, 24))
-        yield from (Problem(window, 32, dtype, True, True) for window in RECTANGLES)
+    names = list(dtypes)
+    unknown = [name for name in names if name not in DTYPES]
+    if unknown:
+        raise ValueError(f"unknown type {unknown[0]!r}. Known: {', '.join(DTYPES)}.")
+    types = [DTYPES[name] for name in names]
+    squares = [(side, side) for side in WINDOWS]
+    for dtype, window in product(types, squares):
+        yield Problem(window, HEAD_DIM, dtype, cosine=True, shifted=True)
+    for side, head_dim, dtype in product(OTHER_WINDOWS, OTHER_HEAD_DIMS, types):
+        yield Problem((side, side), head_dim, dtype, cosine=True, shifted=True)
+    for dtype, window in product(types, RECTANGLES):
+        yield Problem(window, HEAD_DIM, dtype, cosine=True, shifted=True)
+    for dtype, window, (cosine, shifted) in product(types, squares, ((True, False), (False, True), (False, False))):
+        yield Problem(window, HEAD_DIM, dtype, cosine, shifted)
 
 
 def parse_capabilities(texts: Iterable[str] | None) -> list[tuple[int, int]]:
@@ -69,31 +75,49 @@ def sweep(
     *,
     dtypes: Iterable[str] = tuple(DTYPES),
     capabilities: Iterable[tuple[int, int]] = COMPILED,
+    jobs: int = 1,
     progress: Callable[[str], None] = log.info,
 ) -> int:
     """Compile what is not in OUT yet, write the report, and return the number of kernels with faults.
 
     Args:
         out: directory of compiled.jsonl and README.md.
-        dtypes: "bf16", "fp16".
+        dtypes: "bf16", "fp16", "fp32".
         capabilities: compute capabilities; keys of `SHARED_MEMORY`.
-        progress: called with a line for each kernel that has faults and for each finished configuration.
+        jobs: processes that compile.
+        progress: called with a line for each kernel that has faults, and now and then.
     """
     out.mkdir(parents=True, exist_ok=True)
     record = out / "compiled.jsonl"
     done = {_key(row) for row in read_record(record)}
-    capabilities = list(capabilities)
-    for problem in problems(list(dtypes)):
-        for capability in capabilities:
-            rows = [row for row in _planned(problem, capability) if _key(row) not in done]
-            with record.open("a") as file:
-                for row in rows:
-                    file.write(json.dumps(row | _compiled(row, problem, capability, progress)) + "\n")
-        progress(f"{problem.window[0]}x{problem.window[1]} head dim {problem.head_dim} {problem.dtype}: done")
+    planned = (
+        (row, problem, capability)
+        for problem, capability in product(list(problems(dtypes)), list(capabilities))
+        for row in _planned(problem, capability)
+    )
+    tasks = [task for task in planned if _key(task[0]) not in done]
+    with record.open("a") as file:
+        for number, row in enumerate(_compile_all(tasks, jobs), start=1):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if row["faults"]:
+                progress(f"FAULT {row['kernel']} {row['window']} head dim {row['head_dim']} {_group(row)}: {row['faults']}")
+            if number % 100 == 0:
+                progress(f"{number} of {len(tasks)} kernels compiled")
     rows, missing = _current(read_record(record))
     record.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "README.md").write_text(report(rows, missing))
     return sum(bool(row["faults"]) for row in rows)
+
+
+def _compile_all(tasks: list[tuple[dict[str, Any], Problem, tuple[int, int]]], jobs: int) -> Iterator[dict[str, Any]]:
+    """The rows of the tasks with their results, as they are ready."""
+    if jobs == 1:
+        yield from (_compiled(*task) for task in tasks)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_compiled, *task) for task in tasks]):
+            yield future.result()
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
@@ -134,14 +158,10 @@ def _key(row: dict[str, Any]) -> str:
     return json.dumps([row[name] for name in names])
 
 
-def _compiled(
-    row: dict[str, Any], problem: Problem, capability: tuple[int, int], progress: Callable[[str], None]
-) -> dict[str, Any]:
+def _compiled(row: dict[str, Any], problem: Problem, capability: tuple[int, int]) -> dict[str, Any]:
     usage = compile_kernel(row["kernel"], problem, capability)
-    if usage.faults:
-        progress(f"FAULT {row['kernel']} {row['window']} {row['dtype']} sm_{capability[0]}{capability[1]}: {usage.faults}")
     numbers = {name: asdict(usage)[name] for name in ("warps", "registers", "stack", "shared", "shared_limit", "tensor_core")}
-    return numbers | {"faults": usage.faults}
+    return row | numbers | {"faults": usage.faults}
 
 
 def report(rows: list[dict[str, Any]], missing: Counter[str]) -> str:

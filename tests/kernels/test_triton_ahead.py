@@ -33,6 +33,10 @@ SAMPLE = [
     (Problem((12, 12), 128, HALF, cosine=True, shifted=True), (8, 9)),
     (Problem((12, 12), 44, HALF, cosine=True, shifted=True), (9, 0)),
     (Problem((12, 12), 32, FULL, cosine=True, shifted=True), (8, 0)),
+    (Problem((7, 7), 88, FULL, cosine=True, shifted=True), (9, 0)),
+    # the newest GPUs
+    (Problem((12, 12), 32, HALF, cosine=True, shifted=True), (10, 0)),
+    (Problem((12, 12), 32, HALF, cosine=True, shifted=True), (12, 0)),
 ]
 
 

@@ -50,7 +50,7 @@ def test_tiles_cover_all_queries_and_keys(tokens, head_dim, itemsize, capability
         (577, 32, 2, (9, 0), "576 tokens at most, got 577"),
         (144, 160, 2, (9, 0), "head dims from 16 to 128"),
         (144, 42, 4, (9, 0), "in steps of 4 are supported, got 42"),
-        (144, 64, 4, (9, 0), "in fp32, heads of up to 32 channels are supported, got 64"),
+        (144, 12, 2, (9, 0), "head dims from 16 to 128"),
         (144, 32, 2, (7, 5), r"compute capability 7\.5, only for 8\.0"),
     ],
 )
@@ -60,4 +60,6 @@ def test_what_is_not_supported_is_refused_with_a_reason(tokens, head_dim, itemsi
 
 
 def test_what_is_supported_is_not_refused():
-    assert refuse(576, 32, 2, (8, 9)) is None
+    for capability in SHARED_MEMORY:
+        for head_dim in (16, 32, 44, 64, 88, 96, 128):
+            assert {refuse(576, head_dim, itemsize, capability) for itemsize in (2, 4)} == {None}

@@ -47,6 +47,10 @@ CASES = {
     "gradients of q and bias apart": case((14, 14), (14, 14), (0, 0), dim=32, heads=2, batch=2, seed=22),
     "apart, shifted, fp16, V1": case((10, 16), (5, 16), (2, 0), dim=96, cosine=False, dtype="float16", seed=23),
     "apart, padded tokens, head dim 128": case((14, 7), (7, 7), (3, 0), dim=128, dtype="float16", seed=24, twice=True),
+    "wide heads, fp32": case((10, 6), (5, 3), (2, 1), dim=88, seed=25, twice=True),
+    "wide heads, fp32, V1, two tiles of keys": case((6, 14), (6, 7), (0, 3), heads=2, dim=128, cosine=False, seed=26),
+    "wide heads, fp32, zero tokens": case((8, 4), (4, 4), (2, 0), dim=96, zeros=True, seed=27),
+    "wide heads, fp32, extreme logits": case((4, 4), (4, 4), (0, 0), dim=128, extreme=True, seed=28),
     "head dim 88": case((8, 8), (4, 4), (2, 2), dim=88, dtype="float16", seed=14),
     "head dim 96, fp16": case((8, 8), (4, 4), (2, 2), dim=96, dtype="float16", seed=15),
     "head dim 128": case((8, 8), (4, 4), (2, 2), dim=128, cosine=False, dtype="float16", seed=16),
@@ -100,7 +104,7 @@ def test_cases_reach_both_forms_of_the_gradients():
         for given in CASES.values()
     ]
     assert sum(apart) >= 3
-    assert len(apart) - sum(apart) >= 10
+    assert len(apart) - sum(apart) >= 3
 
 
 @pytest.mark.xdist_group("interpreter")
@@ -160,16 +164,14 @@ def assert_near(ours, exact, tolerance):
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_every_window_on_the_device(name, cosine, dtype, shifted, window):
-    if name == "triton" and dtype == torch.float32:
-        pytest.skip("refused on a device until it is compiled for every window")
     shift = (window[0] // 2, window[1] // 2) if shifted else (0, 0)
     ours = on_device(window, shift, 32, dtype, cosine, name)
     assert_near(ours, on_device(window, shift, 32, dtype, cosine, "exact"), HALF[dtype])
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("dim", [44, 64, 88, 96, 128])
+@pytest.mark.parametrize("dtype", list(HALF))
+@pytest.mark.parametrize("dim", [16, 44, 64, 88, 96, 128])
 def test_every_head_dim_on_the_device(dim, dtype):
     ours = on_device((12, 12), (6, 6), dim, dtype, True, "triton")
     assert_near(ours, on_device((12, 12), (6, 6), dim, dtype, True, "exact"), HALF[dtype])

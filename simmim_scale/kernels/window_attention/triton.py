@@ -23,7 +23,10 @@ from simmim_scale.kernels.window_attention.triton_kernels import (
 )
 from simmim_scale.kernels.window_attention.triton_split import bias_gradient_kernel, query_only_kernel
 from simmim_scale.kernels.window_attention.triton_tiles import Tiles, choose_tiles, key_starts, padded_head_dim, refuse
+from simmim_scale.kernels.window_attention.triton_wide import bias_gradient_wide_kernel, query_only_wide_kernel
 
+APART = (query_only_kernel, bias_gradient_kernel)
+APART_WIDE = (query_only_wide_kernel, bias_gradient_wide_kernel)
 PROGRAMS_PER_PROCESSOR = 8  # programs of the gradient of q for each multiprocessor: enough to level out what is left at the end
 PARTIAL_BYTES = 256 << 20  # most memory for the groups' sums of the bias gradient
 # Full precision for fp32, from three products of TensorFloat-32 each; half precisions ignore it.
@@ -31,16 +34,12 @@ PRECISION = "tf32x3"
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str | None:
-    """NVIDIA GPUs for which tiles are known, windows of up to 576 tokens, head dims 20 to 128; fp16 and bf16."""
+    """NVIDIA GPUs for which tiles are known, windows of up to 576 tokens, head dims 16 to 128; fp16, bf16 and fp32."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"it computes in float16, bfloat16 and float32, got {dtype}"
     if device.type == "cuda":
         if torch.version.hip:
             return "its tiles were made for NVIDIA GPUs"
-        if dtype == torch.float32:
-            return "its fp32 form has not been compiled for every window yet"
-        if facts.get("head_dim", 32) <= 16:
-            return "with heads of 16 channels and fewer its kernels spill registers"
     elif not (device.type == "cpu" and knobs.runtime.interpret):
         return f"it runs on an NVIDIA GPU, got {device.type}"
     elif dtype == torch.bfloat16:
@@ -135,6 +134,9 @@ def tile_constants(tiles: Tiles) -> dict[str, dict[str, Any]]:
     }
     if query is None:
         shared = {"BLOCK": pair.block, "KEYS": pair.keys, "num_warps": pair.warps}
+        if pair.part is not None:
+            shared["PART"] = pair.part
+            return constants | {"query_only_wide_kernel": shared, "bias_gradient_wide_kernel": shared}
         return constants | {"query_only_kernel": shared, "bias_gradient_kernel": shared}
     own = {"BLOCK": query.block, "STARTS": key_starts(query.keys), "SIZES": query.keys, "num_warps": query.warps}
     return constants | {"query_gradient_kernel": own}
@@ -218,17 +220,18 @@ class _BackwardCall:
         launch, pair = self.launch, self.tiles.pair
         tiles, key_tiles = -(-launch.tokens // pair.block), -(-launch.tokens // pair.keys)
         grad_scale = self.lse.new_empty(*self.lse.shape[:2], tiles)
-        query_only_kernel[(tiles * launch.heads * self.lse.shape[0],)](
+        query_only, bias_gradient = APART if pair.part is None else APART_WIDE
+        query_only[(tiles * launch.heads * self.lse.shape[0],)](
             *(*self.read, self.out, self.lse, self.grad_out, self.delta, self.grad_qkv, grad_scale),
             **self.common,
-            **self.constants["query_only_kernel"],
+            **self.constants[query_only.__name__],
         )
         groups = launch.groups(self.qkv, launch.heads * tiles * key_tiles)
         grad_bias = self.lse.new_empty(groups, launch.heads, launch.tokens, launch.tokens)
-        bias_gradient_kernel[(tiles * key_tiles * launch.heads * groups,)](
+        bias_gradient[(tiles * key_tiles * launch.heads * groups,)](
             *(*self.read, self.lse, self.grad_out, self.delta, grad_bias),
             **self.common,
-            **self.constants["bias_gradient_kernel"],
+            **self.constants[bias_gradient.__name__],
             total_windows=self.lse.shape[0],
             groups=groups,
         )

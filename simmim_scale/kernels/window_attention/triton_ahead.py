@@ -16,7 +16,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from simmim_scale.kernels.window_attention import triton_kernels, triton_split
+from simmim_scale.kernels.window_attention import triton_kernels, triton_split, triton_wide
 from simmim_scale.kernels.window_attention.triton import kernel_constants, tile_constants
 from simmim_scale.kernels.window_attention.triton_tiles import SHARED_MEMORY, Tiles, choose_tiles
 
@@ -92,7 +92,7 @@ def compile_kernel(name: str, problem: Problem, capability: tuple[int, int], til
         RuntimeError: Triton's cuobjdump, which reads the compiled code, fails.
     """
     tiles = tiles or problem.tiles(capability)
-    function = getattr(triton_kernels, name, None) or getattr(triton_split, name)
+    function = next(getattr(module, name) for module in (triton_kernels, triton_split, triton_wide) if hasattr(module, name))
     constants = kernel_constants(problem.window, problem.head_dim, cosine=problem.cosine, shifted=problem.shifted)
     constants |= tile_constants(tiles)[name]
     warps = constants.pop("num_warps")

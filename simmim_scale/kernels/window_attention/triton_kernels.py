@@ -76,7 +76,13 @@ def load_bias(base, query, key, EXACT: tl.constexpr, N: tl.constexpr, TRANSPOSED
 
 
 @triton.jit
-def _inverse_norm(square):
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A matrix of fp32. A function of its own, since Triton 3.6 takes no shape of which a part comes from a tuple."""
+    return tl.zeros((ROWS, COLUMNS), tl.float32)
+
+
+@triton.jit
+def inverse_norm(square):
     """1 / |vector| from its square; 0 for zero vectors, as in the reference."""
     return tl.where(square > 0, 1.0 / tl.maximum(tl.sqrt(square), NORM_EPS), 0.0)
 
@@ -96,7 +102,7 @@ def scaled_query(q, factor, COSINE: tl.constexpr):
     """Queries as they enter the dot product, in their own type, with the factor and log2(e) folded in."""
     wide = q.to(tl.float32)
     if COSINE:
-        scaled = wide * (_inverse_norm(tl.sum(wide * wide, 1)) * (factor * LOG2E))[:, None]
+        scaled = wide * (inverse_norm(tl.sum(wide * wide, 1)) * (factor * LOG2E))[:, None]
     else:
         scaled = wide * (factor * LOG2E)
     return scaled.to(q.dtype)
@@ -108,7 +114,7 @@ def unit_key(k, COSINE: tl.constexpr):
     unit = k
     if COSINE:
         wide = k.to(tl.float32)
-        unit = (wide * _inverse_norm(tl.sum(wide * wide, 1))[:, None]).to(k.dtype)
+        unit = (wide * inverse_norm(tl.sum(wide * wide, 1))[:, None]).to(k.dtype)
     return unit
 
 
@@ -119,7 +125,7 @@ def through_unit(gradient, vector, COSINE: tl.constexpr):
     if COSINE:
         wide = vector.to(tl.float32)
         square = tl.sum(wide * wide, 1)
-        inverse = _inverse_norm(square)
+        inverse = inverse_norm(square)
         unit = wide * inverse[:, None]
         along = tl.sum(gradient * unit, 1)
         # Below eps the length is a constant of the formula, and the part along the vector stays.
@@ -222,7 +228,7 @@ def query_gradient_kernel(
     factor = logit_factor(SCALE, head, COSINE, D)
     bias_sums = ()
     for i in tl.static_range(len(SIZES)):
-        bias_sums = bias_sums + (tl.zeros((BLOCK, SIZES[i]), tl.float32),)
+        bias_sums = bias_sums + (zeros(BLOCK, SIZES[i]),)
     scale_sum = tl.zeros((BLOCK,), tl.float32)
     for number in range((total_windows - group + groups - 1) // groups):
         index = group + number * groups

@@ -9,9 +9,8 @@ MAX_TOKENS = 24 * 24
 HEAD_DIMS = (16, 128)  # smallest and largest
 # Shared memory of one thread block, bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
-# Those for which what may be picked was compiled and found without faults (benchmarks/, kernels-compiled).
-COMPILED = ((8, 0), (8, 9), (9, 0))
-MAX_HEAD_DIM_FP32 = 32  # above, no cut was found yet that is known not to spill
+# Those that `simmim bench compile` goes through; how far it got, and with what result: benchmarks/, kernels-compiled.
+COMPILED = tuple(SHARED_MEMORY)
 SMALL_SHARED_MEMORY = 101376  # consumer GPUs: the compiler allots registers otherwise there
 
 
@@ -43,11 +42,12 @@ class QueryTiles:
 
 @dataclass(frozen=True)
 class PairTiles:
-    """One program of a kernel that works on tiles of `block` queries and `keys` keys."""
+    """One program of a kernel that works on tiles of `block` queries and `keys` keys; `part`: channels of a head at a time."""
 
     block: int
     keys: int
     warps: int
+    part: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,53 +92,64 @@ def refuse(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int
         return f"a window may hold {MAX_TOKENS} tokens at most, got {tokens}"
     if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1] or head_dim % 4:
         return f"head dims from {HEAD_DIMS[0]} to {HEAD_DIMS[1]} in steps of 4 are supported, got {head_dim}"
-    if itemsize > 2 and head_dim > MAX_HEAD_DIM_FP32:
-        return f"in fp32, heads of up to {MAX_HEAD_DIM_FP32} channels are supported, got {head_dim}"
     return None
 
 
 def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> Tiles:
     """The cut for a window of `tokens`, heads of `head_dim`, elements of `itemsize` bytes and a compute capability."""
     row_bytes = padded_head_dim(head_dim) * itemsize
-    small = SHARED_MEMORY[capability] <= SMALL_SHARED_MEMORY
     return Tiles(
-        forward=_forward(tokens, row_bytes, itemsize, before_hopper=capability < (9, 0)),
-        query=_query(tokens, row_bytes, itemsize, small=small),
-        pair=_pair(row_bytes),
-        key_value=_key_value(tokens, row_bytes),
+        forward=_forward(tokens, row_bytes, itemsize, capability),
+        query=_query(tokens, row_bytes, itemsize, capability),
+        pair=_pair(row_bytes, itemsize),
+        key_value=_key_value(tokens, row_bytes, itemsize),
     )
 
 
-def _forward(tokens: int, row_bytes: int, itemsize: int, *, before_hopper: bool) -> ForwardTiles:
-    block = 64 if 48 < tokens <= 208 and row_bytes <= 64 else 16
-    largest = 128 if row_bytes <= 64 else 64
-    hold = tokens <= 256 and 2 * tokens * row_bytes <= 40_000
+def _forward(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, int]) -> ForwardTiles:
+    narrow = row_bytes <= 64 and itemsize == 2
+    block = 64 if narrow and 48 < tokens <= (208 if capability < (9, 0) else 144) else 16
+    largest = 128 if narrow else 64
+    hold = tokens <= 256 and 2 * tokens * row_bytes <= 40_000 and (narrow or row_bytes > 64)
     warps = 1 if tokens <= 48 and itemsize == 2 else 4 if row_bytes <= 128 else 8
-    if tokens > (144 if before_hopper and block == 64 else 400 if row_bytes == 128 else MAX_TOKENS):
+    if tokens > (144 if capability < (9, 0) and block == 64 else 400 if row_bytes == 128 else MAX_TOKENS):
+        warps = 8
+    if capability == (10, 0) and block == 64 and tokens <= 64:
         warps = 8
     return ForwardTiles(block, -(-tokens // block) if hold else 1, hold, key_sizes(tokens, largest), warps)
 
 
-def _query(tokens: int, row_bytes: int, itemsize: int, *, small: bool) -> QueryTiles | None:
+def _query(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, int]) -> QueryTiles | None:
     # The most tokens whose bias gradient fits the registers of a program, by bytes of one row of q.
-    most = {32: 256, 64: 256 if itemsize == 2 else 64, 128: 256 if itemsize == 2 else 64}.get(row_bytes, 0)
+    most = {(64, 2): 256, (128, 2): 256, (128, 4): 64}.get((row_bytes, itemsize), 0)
     if tokens > most:
         return None
+    small = SHARED_MEMORY[capability] <= SMALL_SHARED_MEMORY
     largest = 64 if row_bytes > 64 else 32 if small and tokens <= 64 else 128
     few_warps = tokens <= (64 if small else 160) and row_bytes <= 64
+    if capability == (10, 0) and 48 < tokens < 64:
+        few_warps = False
+    if itemsize == 4:
+        few_warps = tokens <= 48
     return QueryTiles(16, key_sizes(tokens, largest), 4 if few_warps else 8)
 
 
-def _pair(row_bytes: int) -> PairTiles:
+def _pair(row_bytes: int, itemsize: int) -> PairTiles:
     if row_bytes <= 64:
-        return PairTiles(16, 64, 4)
-    return PairTiles(32, 32, 4) if row_bytes <= 128 else PairTiles(16, 32, 4)
+        return PairTiles(16, 64 if itemsize == 2 else 32, 4)
+    if row_bytes > 256:
+        return PairTiles(16, 32, 8, part=32)
+    return PairTiles(32, 32, 4) if row_bytes <= 128 and itemsize == 2 else PairTiles(16, 32, 4)
 
 
-def _key_value(tokens: int, row_bytes: int) -> PairTiles:
-    if row_bytes <= 64:
+def _key_value(tokens: int, row_bytes: int, itemsize: int) -> PairTiles:
+    if row_bytes <= 64 and itemsize == 2:
         return PairTiles(16 if tokens <= 48 else 32, 64, 4)
-    return PairTiles(16, 32, 4)
+    if row_bytes > 256:
+        return PairTiles(16, 16, 8)
+    if itemsize == 4 and row_bytes == 128 and 144 < tokens <= 208:
+        return PairTiles(16, 64, 4)
+    return PairTiles(32, 32, 8) if itemsize == 4 and row_bytes == 256 and tokens % 16 else PairTiles(16, 32, 4)
 
 
 def tile_summary(tiles: Tiles, kernel: str) -> str:
@@ -150,4 +161,5 @@ def tile_summary(tiles: Tiles, kernel: str) -> str:
     if kernel == "query_gradient_kernel" and tiles.query is not None:
         return f"{tiles.query.block}x{'+'.join(map(str, tiles.query.keys))}, {tiles.query.warps} warps"
     pair = tiles.key_value if kernel == "key_value_gradient_kernel" else tiles.pair
-    return f"{pair.block}x{pair.keys}, {pair.warps} warps"
+    part = "" if pair.part is None else f" by {pair.part} channels"
+    return f"{pair.block}x{pair.keys}{part}, {pair.warps} warps"
