@@ -67,9 +67,7 @@ def curve(
     runtime: Runtime, stage: int, accumulation: int, precision: str, policy: str, model: str = "swin_v2", attention: str = "auto"
 ) -> dict:
     engine = build_engine(
-        lambda: build_simmim(
-            MODELS[model], ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, attention=attention
-        ),
+        lambda: build_simmim(MODELS[model], ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, attention=attention),
         engine=EngineConfig(zero_stage=stage, precision=precision, activation_checkpointing=policy),
         optimizer=OptimizerConfig(clip_grad=1.0),
         lr=lambda _step: 2e-3,
