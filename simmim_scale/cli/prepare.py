@@ -15,6 +15,7 @@ from torch import nn
 
 from simmim_scale.cli.describe import plan_rows
 from simmim_scale.cli.initial import load_initial_weights, with_pretrained_windows
+from simmim_scale.cli.resume import describe_resume
 from simmim_scale.cli.together import on_every_rank, on_main
 from simmim_scale.config.plan import Plan, make_plan
 from simmim_scale.config.schema import Config
@@ -216,6 +217,7 @@ def make_header(run: Prepared) -> RunHeader:
             **_initial_rows(run),
             **plan_rows(run.plan),
             **rollback_rows(run.rollbacks),
+            **({"resumes": describe_resume(run.saved, run.plan, engine)} if run.saved else {}),
         },
         start_step=run.start_step,
     )

@@ -14,6 +14,7 @@ from simmim_scale.cli import exit_codes
 from simmim_scale.cli.exit_codes import user_errors
 from simmim_scale.cli.prepare import Prepared, build, make_header, make_meter, open_sinks, prepare
 from simmim_scale.cli.recovery import roll_back, spike_detector
+from simmim_scale.cli.resume import resume_facts
 from simmim_scale.cli.together import on_every_rank
 from simmim_scale.config.load import load_config
 from simmim_scale.config.schema import Config
@@ -132,7 +133,11 @@ def _fit(run: Prepared, engine: Engine, sinks: Sinks, stop: StopRequest) -> Outc
             sinks=sinks,
             meter=make_meter(run),
             stop=stop,
-            facts={"num_samples": run.task.num_samples, "weight_facts": weight_facts(run)},
+            facts={
+                "num_samples": run.task.num_samples,
+                "weight_facts": weight_facts(run),
+                **resume_facts(plan, config.engine),
+            },
             read_late=runtime.device.type == "cuda",
             skipped_samples=run.skipped_samples,
             spikes=spike_detector(run),

@@ -21,7 +21,7 @@ from simmim_scale.engine.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 FORMAT = "simmim-run-state"
-VERSION = 1
+VERSION = 2  # 1: DeepSpeed's own files, which only its number of ranks could read
 MANIFEST = "manifest.json"
 LATEST = "latest"
 MARKER = ".simmim-unfinished"  # in a directory that this store is writing or removing
@@ -56,8 +56,8 @@ class RunStateStore:
         """
         aside = Path(self._on_main(lambda: str(self._begin(engine.step))))
         try:
-            files = engine.save(aside)
-            self._on_every_rank(lambda: [_sync(path) for path in files])
+            snapshot = engine.snapshot()
+            self._on_every_rank(lambda: [_sync(path) for path in snapshot.write(aside)])
             final = Path(self._on_main(lambda: str(self._finish(aside, engine.step, client_state))))
         except OSError:
             self._on_main(lambda: _remove_unfinished(self.directory))  # half a save may be what fills the disk

@@ -4,13 +4,11 @@ Under ZeRO-1 to 3 a rank's fp32 master weights are flat pieces; the average has 
 as much memory as one of Adam's moments. Stage 0 averages whole parameters on every rank.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
@@ -45,27 +43,10 @@ class WeightAverage:
         finally:
             self._swap()
 
-    def save(self, path: Path) -> None:
-        """Write this rank's part."""
-        tensors = {f"{number:05d}": value.contiguous() for number, value in enumerate(self._average)}
-        save_file(tensors, path, metadata={"updates": str(self.updates)})
-
-    def load(self, path: Path, updates: int) -> None:
-        """Read what `save` wrote on the same world size and stage.
-
-        Raises:
-            ValueError: the file is missing or belongs to another model.
-        """
-        if not path.is_file():
-            raise ValueError(f"{path}: missing, so the averaged weights cannot go on. Resume an older save, or restore the file.")
-        values: Mapping[str, Tensor] = load_file(path)
-        shapes = [tuple(value.shape) for _, value in sorted(values.items())]
-        expected = [tuple(value.shape) for value in self._average]
-        if shapes != expected:
-            raise ValueError(f"{path}: the averaged weights are of another model or cut. Resume with the run's own settings.")
-        for average, (_, value) in zip(self._average, sorted(values.items()), strict=True):
-            average.copy_(value)
-        self.updates = updates
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The average itself, one tensor for each of the masters: what a save holds and a load overwrites (engine/state.py)."""
+        return self._average
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -85,7 +66,3 @@ def master_weights(wrapped: Any) -> list[Tensor]:
         return [parameter for group in optimizer.fp32_groups for parameter in group]
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-
-def file_name(rank: int) -> str:
-    """Name of a rank's part inside a save."""
-    return f"ema_rank_{rank:05d}.safetensors"

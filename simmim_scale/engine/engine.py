@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
-from simmim_scale.engine import ema
 from simmim_scale.engine.activation_checkpointing import apply_activation_checkpointing
 from simmim_scale.engine.deepspeed_config import deepspeed_config, guards_itself
 from simmim_scale.engine.ema import WeightAverage, master_weights
+from simmim_scale.engine.full_state import full_state_dict
 from simmim_scale.engine.guard import NonFiniteGuard, first_nonfinite_module
 from simmim_scale.engine.host_copy import HostCopy
 from simmim_scale.engine.optim import GuardedStep, build_adamw, parameter_groups
 from simmim_scale.engine.precision import require_precision
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.engine.schedule import set_learning_rate
-from simmim_scale.engine.state import full_state_dict, load_state, save_state
+from simmim_scale.engine.state import Snapshot, load_state, take_snapshot
 from simmim_scale.engine.zero_leaves import mark_leaves, model_sizes
 from simmim_scale.engine.zero_settings import ModelSizes
 from simmim_scale.kernels.optimizer import AdamWForm, choose_optimizer
@@ -247,35 +247,29 @@ class Engine:
         finally:
             self._wrapped.train()
 
-    def save(self, path: Path) -> list[Path]:
-        """Write the run state into the directory `path`; returns the files this rank wrote.
-
-        Raises:
-            OSError: a file could not be written on some rank; raised on all of them.
-        """
+    def snapshot(self) -> Snapshot:
+        """The run state, to be written (engine/checkpoint.py does) before the next step, or copied."""
         assert not self._in_flight, f"{self._in_flight} steps are not finished: the count of skipped steps would be short"
         self.runtime.heartbeat.mark("save")
         state: dict[str, Any] = {"step": self.step, "guard": self._guard.state_dict()}
         if self._average is None:
-            return save_state(self._wrapped, self.config, self.runtime, path, state)
+            return take_snapshot(self._wrapped, self.config, self.runtime, state)
         state["ema_updates"] = self._average.updates
-        own = {ema.file_name(self.runtime.rank): self._average.save}
-        return save_state(self._wrapped, self.config, self.runtime, path, state, own)
+        return take_snapshot(self._wrapped, self.config, self.runtime, state, averages=self._average.tensors)
 
     def load(self, path: Path) -> None:
-        """Continue from what `save` wrote, right after `build_engine`.
-
-        DeepSpeed unpickles the files: load only what comes from a place you trust.
+        """Continue from a written snapshot, of any number of ranks and any ZeRO stage.
 
         Raises:
-            ValueError: saved by another world size, ZeRO stage, precision or model; the message names the differences.
+            ValueError: another precision or another model; the message names the differences.
         """
         self.runtime.heartbeat.mark("load")
-        state = load_state(self._wrapped, self.config, self.runtime, path)
+        averages = self._average.tensors if self._average else []
+        state = load_state(self._wrapped, self.config, self.runtime, path, averages=averages)
         self.step = state["step"]
         self._guard.load_state_dict(state["guard"])
         if self._average is not None:
-            self._average.load(path / ema.file_name(self.runtime.rank), state.get("ema_updates", 0))
+            self._average.updates = state["ema_updates"]
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """All parameters in fp32 and persistent buffers, on the CPU of the main rank; {} on the others.

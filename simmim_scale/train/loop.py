@@ -193,8 +193,7 @@ def _conclude(loop: Loop, underway: _Underway) -> bool:
 def save_run_state(loop: Loop) -> None:
     """A complete, atomic save of the current step."""
     step = loop.engine.step
-    position = loop.plan.position_at(step) + loop.skipped_samples
-    facts = {**loop.facts, "position": position, "world_size": loop.runtime.world_size}
+    facts = {**loop.facts, "position": loop.plan.position_at(step) + loop.skipped_samples}
     with loop.meter.paused("saving"):
         loop.store.save(loop.engine, client_state=facts)
 

@@ -18,7 +18,8 @@ from simmim_scale.reports.atomic_write import replace_file
 LOCK = ".lock"
 BEFORE_A_RUN = {"logs", LOCK}  # what may lie in a directory before its first start: the launcher's logs and our lock
 
-# Settings that may differ between two starts of one run, since they change neither the losses nor what is saved.
+# Settings that may differ between two starts of one run, since they change neither what is saved nor the losses, but for the
+# order in which numbers are added.
 CHANGEABLE = (
     "run_dir",
     "init_from",
@@ -32,6 +33,7 @@ CHANGEABLE = (
     "train.micro_batch",
     "train.max_nonfinite_steps",
     "train.recovery",
+    "engine.zero_stage",
     "engine.activation_checkpointing",
     "engine.timeout_minutes",
     "kernels",

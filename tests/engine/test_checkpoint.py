@@ -23,14 +23,21 @@ class Alone:
 
 
 class Engine:
-    """Writes files as DeepSpeed does, in a folder of the directory it is given."""
+    """Its snapshots are two small text files."""
 
     def __init__(self, step=0):
         self.step = step
 
-    def save(self, path: Path) -> list[Path]:
-        files = [path / "deepspeed" / "optimizer.pt", path / "engine.json"]
-        files[0].parent.mkdir()
+    def snapshot(self):
+        return Snapshot(self.step)
+
+
+class Snapshot:
+    def __init__(self, step):
+        self.step = step
+
+    def write(self, path: Path) -> list[Path]:
+        files = [path / "rank_00000.safetensors", path / "engine.json"]
         for file in files:
             file.write_text(f"state of step {self.step}")
         return files
@@ -78,7 +85,7 @@ def test_multiples_stay_for_good(tmp_path):
 
 
 def truncate(path):
-    (path / "deepspeed" / "optimizer.pt").write_text("state")
+    (path / "rank_00000.safetensors").write_text("state")
 
 
 def lose_a_file(path):

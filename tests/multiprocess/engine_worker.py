@@ -15,7 +15,7 @@ import engine_standin as standin
 import torch
 
 from simmim_scale.config.schema import CheckpointConfig, EngineConfig, OptimizerConfig
-from simmim_scale.engine import checkpoint, precision
+from simmim_scale.engine import checkpoint, precision, state
 from simmim_scale.engine.checkpoint import RunStateStore
 from simmim_scale.engine.consolidate import consolidate
 from simmim_scale.engine.engine import Engine, build_engine
@@ -207,7 +207,7 @@ def _wrong_resumes(runtime: Runtime, directory: Path) -> dict[str, str]:
 
     errors = {}
     saved = directory / "2" / "step_00000010"
-    for name, engine in (("model", make(runtime, 2, build=narrower)), ("stage", make(runtime, 1))):
+    for name, engine in (("model", make(runtime, 2, build=narrower)), ("precision", make(runtime, 2, precision="bf16"))):
         try:
             engine.load(saved)
         except ValueError as error:
@@ -218,25 +218,23 @@ def _wrong_resumes(runtime: Runtime, directory: Path) -> dict[str, str]:
 
 def disk_full(runtime: Runtime, directory: Path) -> dict:
     """One rank cannot write: all ranks raise, the older save stays the newest, nothing half-written is left."""
-    import deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine as torch_engine
-
     store = RunStateStore(directory / "full", runtime, CheckpointConfig(keep=1))
     engine = make(runtime, 3)
     train(engine, standin.global_batch(0))
     store.save(engine, {"position": 8})
-    original, message = torch_engine.torch.save, None
+    original, message = state.write_tensors, None
 
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
     train(engine, standin.global_batch(1))
     if runtime.rank == runtime.world_size - 1:
-        torch_engine.torch.save = refuse
+        state.write_tensors = refuse
     try:
         store.save(engine, {"position": 16})
     except OSError as error:
         message = str(error)
-    torch_engine.torch.save = original
+    state.write_tensors = original
     newest = store.newest()
     loss = train(engine, standin.global_batch(2)).loss
     engine.destroy()

@@ -178,7 +178,7 @@ def test_a_wrong_resume_says_what_differs(resumed):
     errors = resumed[0]["resumes"]["errors"]
     assert "head.weight is [12, 12] in the save and [5, 12] in the model" in errors["model"]
     assert "extra.bias is absent in the save and [2] in the model" in errors["model"]
-    assert "ZeRO stage 2, got ZeRO stage 1" in errors["stage"]
+    assert "saved in precision fp32, got bf16" in errors["precision"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

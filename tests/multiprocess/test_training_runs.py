@@ -54,14 +54,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def start(shards: Path, repository: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start(run_dir, *settings) -> the launcher's process; whatever is left at the end is killed."""
+    """start(run_dir, *settings, ranks=2) -> the launcher's process; whatever is left at the end is killed."""
     started: list[Path] = []
 
-    def run(run_dir: Path, *settings: str) -> subprocess.Popen[str]:
+    def run(run_dir: Path, *settings: str, ranks: int = 2) -> subprocess.Popen[str]:
         started.append(run_dir)
         config = repository / "configs/debug/tiny_swinv2.yaml"
         data = (f"data.train={shards / 'train'}", f"data.validation={shards / 'val'}", f"run_dir={run_dir}")
-        command = [sys.executable, "-m", "launch", "--ranks", "2", "--", "pretrain", str(config), *data, *SETTINGS, *settings]
+        launch = [sys.executable, "-m", "launch", "--ranks", str(ranks), "--"]
+        command = [*launch, "pretrain", str(config), *data, *SETTINGS, *settings]
         return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     yield run
@@ -187,7 +188,7 @@ def test_killed_at_random_and_during_a_save_then_resumed_gives_the_same_losses(w
     # Now kill in the middle of a save: as soon as a directory is being filled.
     if steps_done(run_dir) < STEPS - 1:
         process = start(run_dir)
-        wait_for(lambda: bool(list(run_dir.glob("checkpoints/.unfinished-*/deepspeed/*"))), process)
+        wait_for(lambda: bool(list(run_dir.glob("checkpoints/.unfinished-*/rank_*"))), process)
         kill_processes(run_dir)
         finish(process)
 
@@ -219,6 +220,24 @@ def test_sigterm_saves_exits_75_and_resumes_to_the_same_losses(whole: Path, star
     assert losses(run_dir) == losses(whole)
     assert (truncated / "manifest.json").exists()
     assert foreign.read_text() == "keep me"
+
+
+def test_two_ranks_then_one_then_four_go_on_with_the_samples_that_are_left(whole: Path, start, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    for ranks, enough in ((2, 2), (1, 6), (4, STEPS)):
+        process = start(run_dir, f"engine.zero_stage={1 if ranks == 1 else 3}", ranks=ranks)
+        if enough < STEPS:
+            wait_for(lambda enough=enough: steps_done(run_dir) >= enough, process)
+            process.send_signal(signal.SIGTERM)
+        output, code = finish(process)
+        assert code == (75 if enough < STEPS else 0), output
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert (
+        "ranks 1 -> 4, ZeRO stage 1 -> 3, micro-batch x rounds 2 x 4 -> 2 x 1; the global batch stays 8"
+        in (environment["plan"]["resumes"])
+    )
+    for found, expected in zip(losses(run_dir), losses(whole), strict=True):
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_run_continues_from_portable_weights(whole: Path, start, tmp_path: Path):

@@ -33,7 +33,9 @@ def test_the_same_run_is_accepted_again_with_other_logging(tmp_path):
     directory.check(load_config(directory.config, ["report.terminal_every_steps=1", "data.workers=0", "validation.samples=3"]))
 
 
-@pytest.mark.parametrize("override", ["seed=1", "model.window_size=6", "mask.ratio=0.5", "train.steps=8", "engine.zero_stage=1"])
+@pytest.mark.parametrize(
+    "override", ["seed=1", "model.window_size=6", "mask.ratio=0.5", "train.steps=8", "engine.precision=fp32"]
+)
 def test_other_settings_are_refused_by_name(tmp_path, override):
     directory = trained(tmp_path / "run", config())
     with pytest.raises(ValueError, match=override.partition("=")[0].replace(".", r"\.")):
