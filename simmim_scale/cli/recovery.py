@@ -33,6 +33,7 @@ def roll_back(run: Prepared, *, step: int, reason: str) -> Prepared | None:
         reason: what went wrong.
     """
     allowed, done = run.config.train.recovery.rollbacks, len(run.rollbacks)
+    run.store.wait()  # a save that is still being written is the newest
     saved = run.store.newest()
     if saved is None or done >= allowed:
         why = "there is no save to go back to" if saved is None and allowed else f"train.recovery.rollbacks is {allowed}"

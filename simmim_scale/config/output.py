@@ -1,5 +1,7 @@
 """What a run validates, saves and logs."""
 
+from typing import Any
+
 from pydantic import PositiveInt
 
 from simmim_scale.config.section import Section, setting
@@ -25,6 +27,17 @@ class CheckpointConfig(Section):
     keep: PositiveInt = setting(2, "Complete saves that are kept.", unit="saves", source="choice")
     keep_every_steps: PositiveInt | None = setting(
         None, "Also keep, for good, the saves at multiples of this step.", unit="steps"
+    )
+    asynchronous: bool = setting(
+        False,
+        "Copy the state to CPU memory (12 bytes a parameter, shared among the ranks) and write it while training goes on.",
+        source="choice",
+    )
+    mirror: str | None = setting(
+        None, "URL (s3://, gs:// ...) that each save is copied to; a run whose directory is lost goes on from there. null: none."
+    )
+    mirror_options: dict[str, Any] = setting(
+        {}, "Passed to fsspec's file system of the mirror, e.g. endpoint_url. Keep credentials in the environment, not here."
     )
 
 

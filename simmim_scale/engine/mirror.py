@@ -11,6 +11,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+# They have no directories; asked for one, some of them make a bucket instead, of whatever name was mistyped.
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "hf"}
 
 
 class Mirror:
@@ -28,7 +30,8 @@ class Mirror:
         try:
             import fsspec
 
-            self._filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, use_listings_cache=False, **options)
+            caches = {"skip_instance_cache": True, "use_listings_cache": False}
+            self._filesystem, root = fsspec.core.url_to_fs(self.url, **caches, **options)
         except ImportError as error:
             raise ValueError(f"checkpoint.mirror: {self.url} needs pip install 'simmim-scale[cloud]' ({error}).") from error
         except (TypeError, ValueError) as error:
@@ -36,6 +39,10 @@ class Mirror:
                 f"checkpoint.mirror: {self.url} cannot be opened ({error}). Check the URL and checkpoint.mirror_options."
             ) from error
         self._root = root.rstrip("/")
+        protocols = self._filesystem.protocol
+        self._is_object_store = bool(
+            OBJECT_STORES & {protocols} if isinstance(protocols, str) else OBJECT_STORES & set(protocols)
+        )
 
     def upload(self, save: Path) -> None:
         """Copy a complete save there and make sure that it arrived.
@@ -45,11 +52,12 @@ class Mirror:
         """
         for name, size in self._files(save).items():
             target = f"{self._root}/{save.name}/{name}"
-            self._filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)  # object stores have no directories: does nothing
+            if not self._is_object_store:
+                self._filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
             self._filesystem.put_file(str(save / name), target)
             arrived = self._filesystem.size(target)
             if arrived != size:
-                raise OSError(f"{self.url}/{save.name}/{name}: {arrived} bytes arrived of {size}. The store or the network lost some.")
+                raise OSError(f"{self.url}/{save.name}/{name}: {arrived} of {size} bytes arrived there.")
         self._filesystem.put_file(str(save / MANIFEST), f"{self._root}/{save.name}/{MANIFEST}")
 
     def names(self) -> list[str]:

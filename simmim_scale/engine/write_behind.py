@@ -1,7 +1,7 @@
 """Writing a save while training goes on: a thread on each rank writes, a thread on the main rank seals when all have.
 
-The ranks tell each other through files in the save's directory, since collectives belong to training. A process that dies leaves a
-directory without a manifest, which is no save.
+The ranks tell each other through files in the save's directory, since collectives belong to training. A process that dies
+leaves a directory without a manifest, which is no save.
 """
 
 import threading
@@ -32,11 +32,6 @@ class Writing:
         self._writer.start()
         if self._sealer is not None:
             self._sealer.start()
-
-    @property
-    def done(self) -> bool:
-        """Whether this rank has nothing left to do for it."""
-        return not self._writer.is_alive() and (self._sealer is None or not self._sealer.is_alive())
 
     def join_writer(self) -> str | None:
         """Wait until this rank's files are written; what went wrong, or None."""

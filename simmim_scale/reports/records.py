@@ -35,6 +35,8 @@ class StepRecord:
         nonfinite_source: name of the first block whose output was not finite, where one was looked for.
         mfu: share (0 to 1) of the devices' peak that forward and backward of the model used; None where unknown.
         spent: seconds since the record before, by what they were spent on (reports/throughput.py); includes the save after it.
+        save_seconds, save_gib: of a save that became complete since the record before: time from its beginning until it was
+            complete (training stood still as long as `spent` says), and its size on the disk.
         validation: results of a validation after this step, for instance {"val_loss": .., "val_baseline": ..}.
     """
 
@@ -53,6 +55,8 @@ class StepRecord:
     mfu: float | None = None
     spent: Mapping[str, float] | None = None
     validation: Mapping[str, float] | None = None
+    save_seconds: float | None = None
+    save_gib: float | None = None
 
     def __post_init__(self) -> None:
         clash = sorted(set(self.validation or {}) & _STEP_KEYS)
@@ -71,6 +75,8 @@ class StepRecord:
             "memory_gib": None if self.memory_bytes is None else round(self.memory_bytes / GIB, 4),
             "loss_scale": self.loss_scale,
             "mfu": self.mfu,
+            "save_seconds": None if self.save_seconds is None else round(self.save_seconds, 4),
+            "save_gib": None if self.save_gib is None else round(self.save_gib, 4),
             "skipped": self.skipped or None,
             "nonfinite_source": self.nonfinite_source,
         }
@@ -86,7 +92,7 @@ def spent_key(what: str) -> str:
 
 _STEP_KEYS = {
     *("step", "epoch", "loss", "lr", "grad_norm", "images_per_second", "data_wait", "seconds", "memory_gib"),
-    *("loss_scale", "mfu", "skipped", "nonfinite_source"),
+    *("loss_scale", "mfu", "skipped", "nonfinite_source", "save_seconds", "save_gib"),
 }
 
 

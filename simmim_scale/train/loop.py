@@ -20,7 +20,7 @@ from simmim_scale.config.plan import Plan
 from simmim_scale.engine.checkpoint import RunStateStore
 from simmim_scale.engine.engine import Engine, LaunchedStep, StepResult
 from simmim_scale.engine.runtime import Runtime
-from simmim_scale.reports.records import StepRecord
+from simmim_scale.reports.records import GIB, StepRecord
 from simmim_scale.reports.sinks import Sinks
 from simmim_scale.reports.throughput import Reading, Throughput
 from simmim_scale.train.ahead import Ahead, Batch
@@ -138,7 +138,7 @@ def fit(loop: Loop) -> Outcome:
             # A state that a spike may have spoilt is none to go back to: the save waits for a loss that is not high.
             postponed = saving and loop.spikes is not None and loop.spikes.suspicious and step < loop.plan.total_steps
             if stopping or (saving and not postponed):
-                save_run_state(loop)
+                save_run_state(loop, last=stopping or step == loop.plan.total_steps)
         if stopping and step < loop.plan.total_steps:
             _raise_problems(loop, ahead)
             return Outcome.PREEMPTED
@@ -190,12 +190,14 @@ def _conclude(loop: Loop, underway: _Underway) -> bool:
     return result.stop
 
 
-def save_run_state(loop: Loop) -> None:
-    """A complete, atomic save of the current step."""
+def save_run_state(loop: Loop, *, last: bool) -> None:
+    """A complete, atomic save of the current step; complete on return when it is the last one before leaving."""
     step = loop.engine.step
     facts = {**loop.facts, "position": loop.plan.position_at(step) + loop.skipped_samples}
     with loop.meter.paused("saving"):
         loop.store.save(loop.engine, client_state=facts)
+        if last:
+            loop.store.wait()
 
 
 def _evaluations(loop: Loop, step: int) -> list[Validation]:
@@ -205,6 +207,7 @@ def _evaluations(loop: Loop, step: int) -> list[Validation]:
 
 
 def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
+    cost = loop.store.take_cost()
     validation: dict[str, float] = {}
     for what in _evaluations(loop, result.step):
         with loop.meter.paused("validation"):
@@ -225,6 +228,8 @@ def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
         skipped=result.skipped,
         nonfinite_source=result.nonfinite_source,
         validation=validation or None,
+        save_seconds=None if cost is None else cost.seconds,
+        save_gib=None if cost is None else cost.nbytes / GIB,
     )
 
 

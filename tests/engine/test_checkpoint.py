@@ -14,6 +14,7 @@ class Alone:
     """The runtime of a single rank, without a process group."""
 
     is_main = True
+    rank, world_size = 0, 1
 
     def broadcast_object(self, value):
         return value
@@ -35,6 +36,9 @@ class Engine:
 class Snapshot:
     def __init__(self, step):
         self.step = step
+
+    def copied(self):
+        return self
 
     def write(self, path: Path) -> list[Path]:
         files = [path / "rank_00000.safetensors", path / "engine.json"]

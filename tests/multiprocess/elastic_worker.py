@@ -69,7 +69,9 @@ def run(runtime: Runtime, directory: Path, precision: str, stage: int, first: in
         fp16_initial_scale_power=14,
         fp16_scale_window=3,
     )
-    store = RunStateStore(directory / f"{precision}-{stage}", runtime, CheckpointConfig())
+    # Half of the saves are written while the steps that follow change what they hold.
+    config = CheckpointConfig(asynchronous=stage in (0, 3))
+    store = RunStateStore(directory / f"{precision}-{stage}", runtime, config)
     if first:
         # A state in memory is overwritten, not added to: what was trained before loading must not show.
         train(engine, standin.global_batch(77), accumulation)
@@ -77,10 +79,11 @@ def run(runtime: Runtime, directory: Path, precision: str, stage: int, first: in
     scale = engine._scaler.value if engine._scaler else None
     losses = [train(engine, standin.global_batch(step), accumulation).loss for step in range(engine.step, last)]
     store.save(engine, {})
-    calls = int(engine.module.counting.calls)
+    calls = int(engine.module.counting.calls)  # before the steps below
     uninterrupted = (
         [train(engine, standin.global_batch(step), accumulation).loss for step in range(last, 12)] if not first else []
     )
+    store.wait()
     engine.destroy()
     return {"losses": losses, "rest": uninterrupted, "scale": scale, "calls": calls, "stage": now}
 

@@ -7,6 +7,7 @@ import torch
 
 from simmim_scale.config.plan import Plan, make_plan
 from simmim_scale.config.schema import OptimizerConfig, StepConfig, TrainConfig
+from simmim_scale.engine.checkpoint import SaveCost
 from simmim_scale.engine.engine import StepResult
 from simmim_scale.reports.throughput import Throughput
 from simmim_scale.train.evaluate import evaluate
@@ -61,9 +62,18 @@ class FakeEngine:
 @dataclass
 class FakeStore:
     events: list
+    cost: SaveCost | None = None
 
     def save(self, engine, client_state) -> None:
         self.events.append(f"save {engine.step} at {client_state['position']}")
+        self.cost = SaveCost(engine.step, 2**29, 0.25, 1.5)
+
+    def wait(self) -> None:
+        self.events.append("saved")
+
+    def take_cost(self) -> SaveCost | None:
+        cost, self.cost = self.cost, None
+        return cost
 
 
 @dataclass
@@ -132,7 +142,7 @@ def test_records_come_before_the_save_that_covers_them_and_every_step_has_one():
     loop, events, sinks = build(make(), validation=FakeValidation())
     assert fit(loop) is Outcome.FINISHED
     step3 = ["train 3", "evaluate", "evaluate", "record 3", "picture 3 drawing"]
-    step6 = ["train 6", "evaluate", "evaluate", "record 6", "picture 6 drawing", "save 6 at 24"]
+    step6 = ["train 6", "evaluate", "evaluate", "record 6", "picture 6 drawing", "save 6 at 24", "saved"]
     assert events == [
         *("train 1", "record 1", "train 2", "record 2"),
         *step3,
@@ -142,6 +152,8 @@ def test_records_come_before_the_save_that_covers_them_and_every_step_has_one():
     assert [record.step for record in sinks.records] == [1, 2, 3, 4, 5, 6]
     assert sinks.records[2].validation == {"val_total": 12.0}
     assert sinks.records[0].validation is None
+    costs = [(record.save_seconds, record.save_gib) for record in sinks.records]
+    assert costs == [(None, None)] * 4 + [(0.25, 0.5), (None, None)], "the record after a save says what it took"
     assert sinks.records[-1].epoch == pytest.approx(2.4)
 
 
@@ -156,7 +168,7 @@ def test_a_stop_saves_the_step_in_hand_and_leaves():
     loop, events, _ = build(make(), stop=stop)
     interrupt_step_2(loop, stop)
     assert fit(loop) is Outcome.PREEMPTED
-    assert events == ["train 1", "record 1", "train 2", "record 2", "save 2 at 8"]
+    assert events == ["train 1", "record 1", "train 2", "record 2", "save 2 at 8", "saved"]
 
 
 def interrupt_step_2(loop, stop):
@@ -206,7 +218,7 @@ def test_a_stop_at_the_last_step_is_a_finished_run():
     stop.received = "SIGTERM"
     loop, events, _ = build(make(), stop=stop, start=5)
     assert fit(loop) is Outcome.FINISHED
-    assert events == ["train 6", "record 6", "save 6 at 24"]
+    assert events == ["train 6", "record 6", "save 6 at 24", "saved"]
 
 
 def failing(after: int, error: Exception):
