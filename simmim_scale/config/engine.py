@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from simmim_scale.config.section import Section, setting
 
@@ -16,9 +16,24 @@ class EngineConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "bf16", "Arithmetic of forward and backward; updates are in fp32.", source="choice"
     )
-    activation_checkpointing: Literal["none", "block"] = setting(
-        "none", "block: keep only the input of each block and compute the rest again in backward.", source="choice"
+    activation_checkpointing: Literal["none", "block", "stage", "selective", "offload"] = setting(
+        "none",
+        "What forward keeps for backward, which computes the rest again. block: the input of each block; stage: the same in the"
+        " first two stages alone; selective: results of matrix products too; offload: as block, in CPU memory.",
+        source="choice",
     )
+    checkpointing_backend: Literal["torch", "torch_reentrant", "deepspeed", "fairscale"] = setting(
+        "torch", "Whose code computes again: all give the same numbers. selective needs torch.", source="choice"
+    )
+    offload_optimizer: Literal["none", "cpu", "nvme"] = setting(
+        "none",
+        "ZeRO-Offload: where masters and moments lie and are updated, instead of on the GPU; nvme (ZeRO-Infinity) needs stage 3.",
+        source="choice",
+    )
+    offload_parameters: Literal["none", "cpu", "nvme"] = setting(
+        "none", "ZeRO-Infinity: where a rank's share of the parameters lies while it is not used; needs stage 3.", source="choice"
+    )
+    nvme_path: str | None = setting(None, "Directory on a local NVMe disk, for what is offloaded to nvme.")
     fp16_initial_scale_power: int = setting(
         16, "fp16: the loss scale starts at 2 to this power.", unit="exponent", source="choice", ge=0, le=32
     )
@@ -29,6 +44,28 @@ class EngineConfig(Section):
     timeout_minutes: float = setting(
         30.0, "A collective that takes longer ends the run instead of hanging forever.", unit="minutes", source="choice", gt=0
     )
+
+    @model_validator(mode="after")
+    def _offloading_is_possible(self) -> "EngineConfig":
+        for name, place, least in (
+            ("offload_optimizer", self.offload_optimizer, 3 if self.offload_optimizer == "nvme" else 1),
+            ("offload_parameters", self.offload_parameters, 3),
+        ):
+            if place != "none" and self.zero_stage < least:
+                raise ValueError(
+                    f"{name}: {place} needs ZeRO stage {least} or more, got zero_stage {self.zero_stage}."
+                    f" Set engine.zero_stage={least}, or engine.{name}=none."
+                )
+            if place == "nvme" and self.nvme_path is None:
+                raise ValueError(
+                    f"nvme_path: {name} nvme needs a directory on a local NVMe disk, got null. Set engine.nvme_path."
+                )
+        if self.offload_parameters == "nvme" and self.offload_optimizer == "none":
+            raise ValueError(
+                "offload_parameters: nvme keeps its fp32 masters off the GPU too, got offload_optimizer none."
+                " Set engine.offload_optimizer to cpu or nvme."
+            )
+        return self
 
 
 class KernelsConfig(Section):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
+from simmim_scale.engine.offload import aio_settings, offload_settings
 from simmim_scale.engine.zero_settings import ModelSizes, zero_settings
 
 # Keys of DeepSpeed that a setting of ours owns: two owners of one number would disagree sooner or later.
@@ -16,6 +17,8 @@ OWNED = {
     "optimizer": "optimizer",
     "scheduler": "schedule",
     "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
+    "zero_optimization.offload_param": "engine.offload_parameters",
     "bf16.enabled": "engine.precision",
     "bfloat16.enabled": "engine.precision",
     "fp16.enabled": "engine.precision",
@@ -54,12 +57,13 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.0 if own else optimizer.clip_grad or 0.0,
-        "zero_optimization": _zero(engine, sizes, world_size=world_size, own=own),
+        "zero_optimization": {**_zero(engine, sizes, world_size=world_size, own=own), **offload_settings(engine)},
         # torch.optim.AdamW needs no compilation, unlike DeepSpeed's own; it is "untested" only in DeepSpeed's list.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         **_precision(engine, own=own),
+        **aio_settings(engine),
     }
     _reject_owned(extra or {})
     return _merge(config, extra or {})

@@ -65,4 +65,3 @@ def master_weights(wrapped: Any) -> list[Tensor]:
     if hasattr(optimizer, "fp32_groups"):  # stage 0 in bf16 or fp16
         return [parameter for group in optimizer.fp32_groups for parameter in group]
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-

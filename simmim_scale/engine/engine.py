@@ -29,6 +29,7 @@ from simmim_scale.engine.ema import WeightAverage, master_weights
 from simmim_scale.engine.full_state import full_state_dict
 from simmim_scale.engine.guard import NonFiniteGuard, first_nonfinite_module
 from simmim_scale.engine.host_copy import HostCopy
+from simmim_scale.engine.offload import require_offload
 from simmim_scale.engine.optim import GuardedStep, build_adamw, parameter_groups
 from simmim_scale.engine.precision import require_precision
 from simmim_scale.engine.runtime import Runtime
@@ -126,6 +127,7 @@ def build_engine(
     import deepspeed
 
     require_precision(engine.precision, runtime.device)
+    require_offload(engine)
     _check_batch(micro_batch, accumulation, global_batch, runtime.world_size)
     form = choose_optimizer(adamw, device=runtime.device)
     _check_form(adamw, form, engine)
@@ -148,7 +150,9 @@ def build_engine(
     module.train()
     # Before the blocks' classes change: a block is gathered whole, so it is one leaf for ZeRO-3.
     mark_leaves(module, engine)
-    apply_activation_checkpointing(module, engine.activation_checkpointing)
+    apply_activation_checkpointing(
+        module, engine.activation_checkpointing, engine.checkpointing_backend, pin_memory=runtime.device.type == "cuda"
+    )
     own = guards_itself(engine, extra)
     groups = parameter_groups(module, optimizer.weight_decay, lr_scales(module) if lr_scales else None)
     optim = build_adamw(groups, optimizer, form, guards=own)

@@ -138,6 +138,10 @@ class HierarchicalBackbone(nn.Module):
         """Blocks whose forward is a pure function of its tensors: activation checkpointing wraps these."""
         return [block for stage in self.layers for block in stage.blocks]
 
+    def checkpointable_stages(self) -> list[list[nn.Module]]:
+        """The same blocks by stage: the policy that checkpoints the first stages alone asks for them."""
+        return [list(stage.blocks) for stage in self.layers]
+
     def _stages(self, tokens: Tensor, drop_path: Tensor | None) -> list[Tensor]:
         scales = self._drop_path_scales(tokens, drop_path)
         maps, first = [], 0

@@ -1,10 +1,15 @@
 """Checkpointed blocks compute the same and keep names, hooks and types."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from simmim_scale.config.schema import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, SwinV2Config
 from simmim_scale.engine.activation_checkpointing import apply_activation_checkpointing
+from simmim_scale.objectives.simmim import build_simmim
 
 
 class Block(nn.Module):
@@ -81,3 +86,56 @@ def test_none_changes_nothing_and_a_backbone_without_blocks_is_an_error():
     assert all(type(block) is Block for block in model.backbone.blocks)
     with pytest.raises(ValueError, match="needs a backbone with checkpointable_blocks"):
         apply_activation_checkpointing(nn.Linear(2, 2), "block")
+
+
+POLICIES = ("block", "stage", "selective", "offload")
+BACKENDS = ("torch", "torch_reentrant", "fairscale")  # deepspeed needs a process group: tests/multiprocess/test_policies.py
+
+
+def simmim(policy="none", backend="torch"):
+    """A tiny SwinV2 with drop path and main-branch norms under the reconstruction loss: (loss, gradients, multiply-adds)."""
+    config = SwinV2Config(
+        image_size=32, embed_dim=8, depths=(1, 1, 2), num_heads=(1, 1, 2), window_size=4, drop_path=0.4, extra_norm_period=1
+    )
+    module = build_simmim(config, ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0).train()
+    apply_activation_checkpointing(module, policy, backend)
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "image": torch.randint(0, 255, (4, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        "mask": torch.rand(4, 2, 2, generator=generator) < 0.5,
+        "position": torch.arange(4),
+        "flip": torch.tensor([True, False, True, False]),
+    }
+    with FlopCounterMode(display=False) as counter:
+        loss = module(batch)["loss"]
+        loss.backward()
+    return loss, [parameter.grad for parameter in module.parameters()], counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_of_every_back_end_gives_the_same_bits(policy, backend):
+    if policy == "selective" and backend != "torch":
+        with pytest.raises(ValueError, match=f"checkpointing_backend: {backend} cannot keep a part of a block.*Choose torch"):
+            simmim(policy, backend)
+        return
+    (loss, gradients, _), (expected, wanted, _) = simmim(policy, backend), simmim()
+    assert torch.equal(loss, expected)
+    assert all(torch.equal(found, gradient) for found, gradient in zip(gradients, wanted, strict=True))
+
+
+def test_policies_differ_in_what_they_compute_again():
+    work = {policy: simmim(policy)[2] for policy in ("none", *POLICIES)}
+    assert work["none"] < work["selective"] < work["stage"] < work["block"]
+    assert work["offload"] == work["block"]
+
+
+def test_a_backbone_without_stages_says_what_it_lacks():
+    with pytest.raises(ValueError, match=r"'stage' needs a backbone with checkpointable_stages\(\), which Backbone lacks"):
+        apply_activation_checkpointing(Model(), "stage")
+
+
+def test_a_missing_fairscale_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fairscale.nn.checkpoint", None)
+    with pytest.raises(ValueError, match=r"fairscale needs pip install 'simmim-scale\[fairscale\]'"):
+        apply_activation_checkpointing(Model(), "block", "fairscale")

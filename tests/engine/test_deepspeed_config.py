@@ -4,6 +4,7 @@ import pytest
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
 from simmim_scale.engine.deepspeed_config import deepspeed_config, guards_itself
+from simmim_scale.engine.offload import require_offload
 
 
 def derive(extra=None, clip=5.0, **engine):
@@ -64,9 +65,43 @@ def test_extra_keys_merge_section_by_section():
 
 
 def test_extra_is_not_shared_with_the_result():
-    extra = {"zero_optimization": {"offload_param": {"device": "cpu"}}}
-    derive(extra)["zero_optimization"]["offload_param"]["device"] = "nvme"
-    assert extra["zero_optimization"]["offload_param"]["device"] == "cpu"
+    extra = {"flops_profiler": {"output": {"file": "here"}}}
+    derive(extra)["flops_profiler"]["output"]["file"] = "there"
+    assert extra["flops_profiler"]["output"]["file"] == "here"
+
+
+def test_offloading_becomes_deepspeeds_sections():
+    assert "offload_optimizer" not in derive(zero_stage=3)["zero_optimization"]
+    assert "aio" not in derive(zero_stage=3, offload_optimizer="cpu")
+    section = derive(zero_stage=3, offload_optimizer="cpu", offload_parameters="cpu")["zero_optimization"]
+    assert section["offload_optimizer"] == section["offload_param"] == {"device": "cpu", "pin_memory": True}
+    config = derive(zero_stage=3, offload_optimizer="nvme", nvme_path="/disk")
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "nvme", "pin_memory": True, "nvme_path": "/disk"}
+    assert config["aio"]["block_size"] == 2**20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_stage": 0, "offload_optimizer": "cpu"}, "cpu needs ZeRO stage 1 or more, got zero_stage 0.*zero_stage=1"),
+        ({"zero_stage": 2, "offload_optimizer": "nvme", "nvme_path": "/d"}, "nvme needs ZeRO stage 3"),
+        ({"zero_stage": 2, "offload_parameters": "cpu"}, "offload_parameters: cpu needs ZeRO stage 3"),
+        ({"zero_stage": 3, "offload_optimizer": "nvme"}, "nvme_path: offload_optimizer nvme needs a directory"),
+        ({"zero_stage": 3, "offload_parameters": "nvme", "nvme_path": "/d"}, "got offload_optimizer none"),
+    ],
+)
+def test_offloading_that_cannot_be_says_what_it_needs(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**settings)
+
+
+def test_a_disk_without_libaio_says_what_to_install(monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
+    require_offload(EngineConfig(offload_optimizer="cpu"))
+    with pytest.raises(ValueError, match=r"needs libaio.*apt install libaio-dev.*or choose cpu"):
+        require_offload(EngineConfig(offload_optimizer="nvme", nvme_path="/disk"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""Activation checkpointing by every back end, and offloading, on two ranks under ZeRO: the bits of the run without them."""
+
+import json
+
+import pytest
+
+from tests.multiprocess.engine_ranks import run_ranks
+
+# selective is PyTorch's alone; stage differs from block in which blocks it takes, which no back end sees.
+UNNECESSARY = {("selective", backend) for backend in ("torch_reentrant", "deepspeed", "fairscale")} | {
+    ("stage", backend) for backend in ("torch_reentrant", "fairscale")
+}
+PLAIN = {"zero_stage": 3, "activation_checkpointing": "none"}
+POLICIES = [
+    {"zero_stage": 3, "activation_checkpointing": policy, "checkpointing_backend": backend}
+    for policy in ("block", "stage", "selective", "offload")
+    for backend in ("torch", "torch_reentrant", "deepspeed", "fairscale")
+    if (policy, backend) not in UNNECESSARY
+]
+OFFLOADED = [
+    {"zero_stage": 2, "offload_optimizer": "cpu"},
+    {"zero_stage": 3, "offload_optimizer": "cpu"},
+    {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"},
+]
+
+
+def name(case: dict) -> str:
+    return "-".join(map(str, case.values()))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[dict]:
+    directory = tmp_path_factory.mktemp("policies")
+    cases = directory / "cases.json"
+    cases.write_text(json.dumps([PLAIN, *POLICIES, *OFFLOADED]))
+    outputs = run_ranks("policies_worker.py", 2, str(directory), str(cases))
+    lines = [line for output in outputs for line in output.splitlines() if line.startswith("RESULT policies ")]
+    return [json.loads(line.removeprefix("RESULT policies ")) for line in lines]
+
+
+@pytest.mark.parametrize("case", POLICIES, ids=name)
+def test_every_policy_gives_the_bits_of_none(found, case):
+    for rank in found:
+        assert rank[name(case)]["losses"] == rank[name(PLAIN)]["losses"]
+    assert found[0][name(case)]["weights"] == found[0][name(PLAIN)]["weights"]
+
+
+@pytest.mark.parametrize("case", OFFLOADED, ids=name)
+def test_offloaded_state_trains_the_same_and_goes_on_from_its_save(found, case):
+    rank = found[0][name(case)]
+    assert rank["losses"] == pytest.approx(found[0][name(PLAIN)]["losses"], abs=1e-6)
+    assert rank["resumed"] == rank["losses"][2:]
