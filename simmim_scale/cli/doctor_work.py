@@ -92,7 +92,7 @@ def check_training(_: Wanted) -> Iterator[Row]:
     try:
         losses = [engine.train_step([_toy_batch(runtime.device)]).loss for _ in range(10)]
         with tempfile.TemporaryDirectory() as folder:
-            written = sum(path.stat().st_size for path in engine.save(Path(folder)))
+            written = sum(path.stat().st_size for path in engine.snapshot().write(Path(folder)))
     finally:
         engine.destroy()
         runtime.close()

@@ -211,7 +211,7 @@ class SavedParts:
             found += last - first
         if kind in (MASTER, AVERAGE) and found != wanted.numel:
             raise ValueError(
-                f"{self._path}: the {kind} of {wanted.name} is not whole in it ({found} of {wanted.numel} values from {wanted.offset} on)."
+                f"{self._path}: the {kind} of {wanted.name} is not whole in it ({found} of {wanted.numel} values there)."
                 " Resume from another save, or begin again."
             )
 
