@@ -150,6 +150,42 @@ def describe(
             _out().print(table)
 
 
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of each node.")] = 8,
+    gpu: Annotated[str, typer.Option(help="B200, H200, H100, A100, L40S, A40, A10 or V100.")] = "H100",
+    gpu_memory: Annotated[float | None, typer.Option(help="Memory of one GPU in GiB; default: the card's.")] = None,
+    interconnect: Annotated[
+        str | None,
+        typer.Option(help="nvlink, pcie, ib-400, ethernet-100 ... or GB/s a GPU; default: nvlink, between nodes ib-400."),
+    ] = None,
+    cpu_memory: Annotated[float | None, typer.Option(help="Memory of one node in GiB, for offloading; default: enough.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Say whether a recipe fits a machine, with which settings, and how long it takes; needs no GPU and trains nothing."""
+    from simmim_scale.cli.plan import plan_for_machine, plan_json, plan_tables
+    from simmim_scale.config.load import load_config
+
+    with user_errors():
+        found = plan_for_machine(
+            load_config(config, overrides or []),
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            gpu=gpu,
+            gpu_memory=gpu_memory,
+            interconnect=interconnect,
+            cpu_memory=cpu_memory,
+        )
+    if as_json:
+        _out().print(json.dumps(plan_json(found), indent=2), markup=False)
+    else:
+        for part in plan_tables(found):
+            _out().print(part)
+
+
 @app.command("import-weights")
 def import_weights(
     file: Annotated[

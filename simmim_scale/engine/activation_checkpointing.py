@@ -16,6 +16,19 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 EARLY_STAGES = 2  # V2 section 3.4 saves memory in "the first two stages": most tokens, fewest multiply-adds for each byte kept
 
+KEPT_BY_SELECTIVE = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+    torch.ops.aten.linear.default,
+    torch.ops.aten.convolution.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+
 # runs(inner, args): computes inner(*args) and arranges for its recomputation
 Runner = Callable[[Callable[..., Any], Sequence[Any]], Any]
 
@@ -156,20 +169,6 @@ def _keeps(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPol
     """Keep what is expensive to compute: matrix products, convolutions, attention."""
     # Gradients are off inside an op that brings its own backward (our attention on a CPU): its steps work in place and are
     # no results to keep. Such an op is computed again as a whole.
-    if op in _EXPENSIVE and torch.is_grad_enabled():
+    if op in KEPT_BY_SELECTIVE and torch.is_grad_enabled():
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
-
-
-_EXPENSIVE = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten.baddbmm.default,
-    torch.ops.aten.linear.default,
-    torch.ops.aten.convolution.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-}
