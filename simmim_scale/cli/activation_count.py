@@ -63,7 +63,7 @@ def count_module(module: nn.Module, batch: Callable[[int], Mapping[str, Any]], *
     """Counts a module whose tensors have no content.
 
     Args:
-        module: `module(batch)` returns {"loss": scalar}; its backbone lists `checkpointable_stages`, or nothing is known of blocks.
+        module: `module(batch)` returns {"loss": scalar}; blocks are known if its backbone lists `checkpointable_stages`.
         batch: a batch of so many samples, on the module's device.
         dtype: of the parameters while training.
     """
@@ -82,7 +82,7 @@ def count_module(module: nn.Module, batch: Callable[[int], Mapping[str, Any]], *
     )
     sizes = [parameter.numel() for parameter in module.parameters()]
     return ModelCost(
-        parameters=count_parameters(module),
+        sizes=tuple(sizes),
         largest_block=max([*sizes, *(count_parameters(block) for block in _blocks(module))]),
         blocks=blocks,
         outside=_line(one.outside, two.outside),

@@ -14,9 +14,7 @@ from simmim_scale.config.plan import make_plan
 from simmim_scale.config.schema import Config
 from simmim_scale.config.step_time import ASSUMPTIONS
 from simmim_scale.engine.deepspeed_config import deepspeed_config
-
-# DeepSpeed 0.19.8, for what the derived dictionary leaves open.
-DEFAULT_BUCKET, DEFAULT_PREFETCH = 500_000_000, 50_000_000
+from simmim_scale.engine.zero_settings import ModelSizes
 
 
 @dataclass(frozen=True)
@@ -103,18 +101,21 @@ def make_sharding(config: Config, model: ModelCost, ranks: int, *, stage: int, p
         micro_batch=1,
         accumulation=1,
         global_batch=ranks,
+        sizes=ModelSizes(parameters=model.sizes, largest_block=model.largest_block),
+        world_size=ranks,
         extra=config.deepspeed,
     )["zero_optimization"]
+    keys = {"reduce_bucket": "reduce_bucket_size", "live": "stage3_max_live_parameters"}
+    keys |= {"reuse": "stage3_max_reuse_distance", "persistence": "stage3_param_persistence_threshold"}
+    numbers = {name: int(section[key]) for name, key in keys.items() if key in section}
     return Sharding(
         stage=stage,
         ranks=ranks,
         half=engine.precision != "fp32",
         offload_optimizer=places[0],
         offload_parameters=places[1],
-        reduce_bucket=int(section.get("reduce_bucket_size", DEFAULT_BUCKET)),
-        prefetch_bucket=int(section.get("stage3_prefetch_bucket_size", DEFAULT_PREFETCH)),
-        # DeepSpeed overlaps in stage 3 unless told otherwise, with a second buffer in stages 1 and 2 alone.
-        buckets=2 if stage in (1, 2) and section.get("overlap_comm", False) else 1,
+        buckets=2 if stage in (1, 2) and section.get("overlap_comm", False) else 1,  # stage 3 overlaps with one
+        **numbers,
     )
 
 
@@ -169,7 +170,7 @@ def plan_tables(found: MachinePlan) -> list[Table | str]:
     title = (
         f"{found.config.model.name}, {model.parameters / 1e6:.1f}M parameters with head, {model.multiply_adds / 1e9:.1f}G"
         f" multiply-adds, {found.config.engine.precision}; {machine.nodes} x {machine.gpus_per_node} {machine.device.name} of"
-        f" {machine.memory / GIB:g} GiB, {machine.link.name} at {machine.link.per_gpu(machine.gpus_per_node) / 1e9:.1f} GB/s a GPU"
+        f" {machine.memory / GIB:g} GiB, {machine.link.name}: {machine.link.per_gpu(machine.gpus_per_node) / 1e9:.1f} GB/s a GPU"
     )
     per_sample = ", ".join(f"{policy} {_per_sample(model, policy) * 1024:.0f}" for policy in POLICIES)
     return [
@@ -186,18 +187,25 @@ def plan_tables(found: MachinePlan) -> list[Table | str]:
 def _state_table(found: MachinePlan) -> Table:
     """A row for each way to hold the state."""
     table = Table(
-        title="GiB a GPU; most samples at once by checkpointing policy", title_justify="left", box=None, header_style="dim"
+        title="GiB a GPU (and of CPU memory); most samples at once by checkpointing policy; best step time\n"
+        "cpu/nvme: the optimizer is offloaded to the CPU, the parameters to the disk",
+        title_justify="left",
+        box=None,
+        header_style="dim",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    for column in ("held as", "parameters", "gradients", "optimizer", "buffers", "CPU", *POLICIES, "s/step"):
-        table.add_column(column, justify="left" if column == "held as" else "right")
+    names = ("ZeRO", "param", "grad", "optim", "buffer", "CPU", "none", "select", "stage", "block", "offl", "s/step")
+    for column in names:
+        table.add_column(column, justify="left" if column == "ZeRO" else "right", no_wrap=True)
     rows: dict[str, list[Option]] = {}
     for option in found.options:
         rows.setdefault(option.name, []).append(option)
-    for name, options in rows.items():
+    for options in rows.values():
         memory = replace(estimate(found.model, options[0].sharding, policy="none", micro_batch=1), activations=0.0)
         times = [option.time.seconds for option in options if option.time is not None]
         table.add_row(
-            name,
+            _short_name(options[0].sharding),
             *(
                 f"{value / GIB:.2f}"
                 for value in (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.cpu)
@@ -207,6 +215,11 @@ def _state_table(found: MachinePlan) -> Table:
             f"{min(times):.3f}" if times else "-",
         )
     return table
+
+
+def _short_name(sharding: Sharding) -> str:
+    places = (sharding.offload_optimizer, sharding.offload_parameters)
+    return f"{sharding.stage}" if places == ("none", "none") else f"{sharding.stage} {'/'.join(places).replace('none', '-')}"
 
 
 def _choice_table(chosen: Option, found: MachinePlan) -> Table:

@@ -1,4 +1,4 @@
-"""Which settings to train with: every way to hold the state, each with its largest micro-batch and its time, and the best. Pure."""
+"""Which settings to train with: every way to hold the state with its largest micro-batch and its time, and the best. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU: dense matrix products in bf16 or fp16 and in fp32 (without TF32), FLOP/s; memory bandwidth and link to a neighbour, B/s.
+    """A GPU: matrix products in bf16 or fp16, and in fp32 without TF32, FLOP/s; bandwidth of its memory and of its link, B/s.
 
     `link` is that of NVLink in one direction, or of PCIe where a card has no NVLink. memory: of the card, GiB.
     """
@@ -69,8 +69,8 @@ def find_device(name: str) -> Device:
 def find_link(text: str | None, device: Device, *, nodes: int) -> Link:
     """What `--interconnect` says: nvlink, pcie, pcie3 to pcie5, ib-NUMBER or ethernet-NUMBER (Gbit/s), or a number of GB/s.
 
-    InfiniBand is counted as one adapter for each GPU, Ethernet as one for each node. None: NVLink or PCIe inside a node, and ib-400
-    between nodes.
+    InfiniBand is counted as one adapter for each GPU, Ethernet as one for each node. None: the card's own link inside a node,
+    and ib-400 between nodes.
 
     Raises:
         ValueError: something else, a bandwidth that is not positive, or a link inside a node for several nodes.
@@ -90,6 +90,6 @@ def find_link(text: str | None, device: Device, *, nodes: int) -> Link:
     if number and float(number[1]) > 0:
         return Link(f"{float(number[1]):g} GB/s", float(number[1]) * GB)
     raise ValueError(
-        f"--interconnect: nvlink, pcie, pcie3, pcie4, pcie5, ib-GBITS (ib-400), ethernet-GBITS (ethernet-100), or GB/s as a positive"
-        f" number, got {text!r}."
+        f"--interconnect: nvlink, pcie, pcie3, pcie4, pcie5, ib-GBITS (ib-400), ethernet-GBITS (ethernet-100), or GB/s as a"
+        f" positive number, got {text!r}."
     )

@@ -1,4 +1,4 @@
-"""Memory of a training step by category, from what the model keeps and how DeepSpeed 0.19.8 holds it. Pure arithmetic, in bytes."""
+"""Memory of a training step by category, from what the model keeps and how DeepSpeed 0.19.8 holds it. Pure; in bytes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block: bytes of its input, of all it saves for backward (its input, if saved, included), and of what `selective` keeps."""
+    """One block: bytes of its input, of all it saves for backward, and of the results that `selective` keeps."""
 
     stage: int
     input: Linear
@@ -37,17 +37,22 @@ class ModelCost:
     """What a model costs in a training step.
 
     Attributes:
-        parameters: elements. largest_block: elements of the largest block, or of a larger parameter outside of blocks.
+        sizes: elements of each parameter. largest_block: of the largest block, or of a larger parameter outside of blocks.
         blocks: in their order. outside: bytes saved outside of blocks. largest_tensor: bytes of the largest saved one.
         multiply_adds: of one sample's forward pass.
     """
 
-    parameters: int
+    sizes: tuple[int, ...]
     largest_block: int
     blocks: tuple[BlockCost, ...]
     outside: Linear
     largest_tensor: Linear
     multiply_adds: int
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all parameters."""
+        return sum(self.sizes)
 
     def recomputed(self, policy: str) -> float:
         """Share of the forward pass's multiply-adds that backward does again."""
@@ -93,7 +98,8 @@ class Sharding:
     Attributes:
         stage: of ZeRO. ranks: over which it is cut. half: bf16 or fp16, else fp32.
         offload_optimizer, offload_parameters: "none", "cpu" or "nvme".
-        reduce_bucket, prefetch_bucket, persistent: elements, from DeepSpeed's section zero_optimization.
+        reduce_bucket, live, reuse, persistence: elements, from DeepSpeed's section zero_optimization: what a reduction holds,
+            what may be gathered at once, how far ahead a use keeps a parameter gathered, and up to which size one stays whole.
         buckets: buffers of the reduction: two where communication overlaps.
     """
 
@@ -103,8 +109,9 @@ class Sharding:
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
     reduce_bucket: int = 500_000_000
-    prefetch_bucket: int = 50_000_000
-    persistent: int = 0
+    live: int = 1_000_000_000
+    reuse: int = 1_000_000_000
+    persistence: int = 100_000
     buckets: int = 1
 
 
@@ -178,9 +185,15 @@ def buffer_bytes(model: ModelCost, sharding: Sharding) -> float:
     reduction = sharding.buckets * min(sharding.reduce_bucket, model.parameters) * width
     if sharding.stage < 3:
         return reduction
-    # This block, the one that is prefetched (at least what the bucket holds), and small parameters that stay whole.
-    gathered = model.largest_block + max(model.largest_block, min(sharding.prefetch_bucket, model.parameters))
-    return reduction + width * (min(gathered, model.parameters) + sharding.persistent)
+    return reduction + width * gathered_elements(model, sharding)
+
+
+def gathered_elements(model: ModelCost, sharding: Sharding) -> int:
+    """Most elements that ZeRO-3 holds whole at once: all that it may where a use keeps a parameter until the next one, else this
+    block, the next one and one that is not yet released; and the small parameters that always stay whole."""
+    whole = sum(size for size in model.sizes if size <= sharding.persistence)
+    kept = sharding.reuse >= model.parameters
+    return min(model.parameters, whole + (sharding.live if kept else min(sharding.live, 3 * model.largest_block)))
 
 
 def largest_micro_batch(model: ModelCost, sharding: Sharding, *, policy: str, room: float, at_most: int) -> int:

@@ -18,12 +18,12 @@ HOST_MEMORY = 150 * GB  # bandwidth of a node's CPU memory, shared by its ranks
 NVME = 6 * GB  # of a node's disks, shared by its ranks
 
 ASSUMPTIONS = (
-    f"matrix products at {MATRIX_EFFICIENCY:.0%} of the peak, elementwise work at {MEMORY_EFFICIENCY:.0%} of the memory bandwidth,"
+    f"matrix products at {MATRIX_EFFICIENCY:.0%} of the peak, elementwise work at {MEMORY_EFFICIENCY:.0%} of the memory's,"
     f" each saved activation moved {PASSES} times",
     "backward costs two forwards; checkpointing adds the forward of what it computes again",
     f"collectives as rings at {LINK_EFFICIENCY:.0%} of the link; behind {HIDDEN:.0%} of the computing they cost nothing",
-    f"offloading: {HOST_LINK / GB:g} GB/s to the host and GPU, {HOST_MEMORY / GB:g} GB/s of CPU memory and {NVME / GB:g} GB/s of NVMe a"
-    " node",
+    f"offloading: {HOST_LINK / GB:g} GB/s between host and GPU, {HOST_MEMORY / GB:g} GB/s of CPU memory and {NVME / GB:g} GB/s of"
+    " NVMe a node",
     "data loading keeps up (simmim bench loader measures it)",
 )
 
@@ -55,7 +55,7 @@ def communication_bytes(elements: int, sharding: Sharding, *, accumulation: int)
     if sharding.stage == 1:
         return 3 * whole  # the same, and the updated parameters gathered
     if sharding.stage == 2:
-        return (2 * accumulation + 1) * whole  # DeepSpeed sums every micro-batch, by all-reduce unless reduce_scatter is on
+        return (accumulation + 1) * whole  # every micro-batch's gradients scattered, the updated parameters gathered
     return 3 * accumulation * whole  # parameters gathered for forward and for backward, gradients scattered
 
 

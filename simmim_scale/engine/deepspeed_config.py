@@ -51,7 +51,7 @@ def deepspeed_config(
     Raises:
         ValueError: `extra` sets a key that one of our settings owns.
     """
-    own = guards_itself(engine, extra)
+    own = guards_itself(engine)
     config: dict[str, Any] = {
         "train_batch_size": global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -69,15 +69,14 @@ def deepspeed_config(
     return _merge(config, extra or {})
 
 
-def guards_itself(engine: EngineConfig, extra: Mapping[str, Any] | None = None) -> bool:
+def guards_itself(engine: EngineConfig) -> bool:
     """True where our optimizer measures, clips and skips, since DeepSpeed would not, or would make the host wait for it.
 
     Stage 0 in fp32: DeepSpeed uses our optimizer bare, and neither checks nor measures gradients. Stage 2 in bf16: with its
     checks off it asks the device nothing. That is the one sharded case where they can be off: stage 1 in bf16 is another class of
     DeepSpeed's, whose check is fixed, stage 3 always checks, and offloaded gradients are not on the device.
     """
-    offloads = (extra or {}).get("zero_optimization", {}).get("offload_optimizer") is not None
-    return (engine.zero_stage, engine.precision) in {(0, "fp32"), (2, "bf16")} and not offloads
+    return (engine.zero_stage, engine.precision) in {(0, "fp32"), (2, "bf16")} and engine.offload_optimizer == "none"
 
 
 def _zero(engine: EngineConfig, sizes: ModelSizes | None, *, world_size: int, own: bool) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def build_engine(
     require_precision(engine.precision, runtime.device)
     require_offload(engine)
     _check_batch(micro_batch, accumulation, global_batch, runtime.world_size)
-    form = choose_optimizer(adamw, device=runtime.device)
+    # An offloaded optimizer updates in CPU memory.
+    form = choose_optimizer(adamw, device=runtime.device if engine.offload_optimizer == "none" else torch.device("cpu"))
     _check_form(adamw, form, engine)
 
     def settings(sizes: ModelSizes | None) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def build_engine(
     apply_activation_checkpointing(
         module, engine.activation_checkpointing, engine.checkpointing_backend, pin_memory=runtime.device.type == "cuda"
     )
-    own = guards_itself(engine, extra)
+    own = guards_itself(engine)
     groups = parameter_groups(module, optimizer.weight_decay, lr_scales(module) if lr_scales else None)
     optim = build_adamw(groups, optimizer, form, guards=own)
     config = settings(model_sizes(module))

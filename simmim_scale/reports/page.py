@@ -181,10 +181,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Tile]:
         tiles.append(Tile("Memory", f"{np.nanmax(memory):.2f} GiB", "most on the main rank"))
     saves = [record for record in records if record.get("save_seconds") is not None]
     if saves:
-        still = sum(record["save_seconds"] for record in saves) / len(saves)
-        tiles.append(
-            Tile("Saving", f"{still:.2f} s", f"training stood still a save; {saves[-1]['save_gib']:.3f} GiB on the disk")
-        )
+        seconds_each = sum(record["save_seconds"] for record in saves) / len(saves)
+        tiles.append(Tile("A save", f"{saves[-1]['save_gib']:.3f} GiB", f"complete after {seconds_each:.2f} s on average"))
     skipped = sum(bool(record.get("skipped")) for record in records)
     return [*tiles, Tile("Skipped steps", str(skipped), "loss or gradients not finite")] if skipped else tiles
 
