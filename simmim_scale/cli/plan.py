@@ -130,7 +130,7 @@ def plan_json(found: MachinePlan) -> dict[str, Any]:
     model, chosen = found.model, found.chosen
     return {
         "model": {"parameters": model.parameters, "multiply_adds": model.multiply_adds},
-        "activations_per_sample_gib": {policy: round(_per_sample(model, policy), 4) for policy in POLICIES},
+        "activations_per_sample_gib": {policy: round(_per_sample(model, policy), 8) for policy in POLICIES},
         "options": [_option_json(option) for option in found.options],
         "recommended": {
             **_option_json(chosen),

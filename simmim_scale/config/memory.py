@@ -140,7 +140,7 @@ def state_bytes(elements: int, sharding: Sharding) -> Mapping[str, float]:
     """Bytes that one rank holds of parameters, gradients and optimizer between steps, wherever they lie. Per element:
 
     16 bits: parameters 2, master and two moments 12, gradients 2 in stage 0, else 4 (summed in fp32). Stage 1 in bf16 sums them
-    whole, stages 2 and 3 a rank's part. fp32: parameters 4, moments 8; stages 1 and 2 hold a master beside the parameters.
+    whole, stages 2 and 3 a rank's part. fp32: parameters 4, moments 8; stages 1 to 3 hold a master beside the parameters.
     """
     share = elements / sharding.ranks
     stage = sharding.stage
@@ -148,7 +148,7 @@ def state_bytes(elements: int, sharding: Sharding) -> Mapping[str, float]:
     parameters = width * (share if stage == 3 else elements)
     summed = width if stage == 0 else 4
     gradients = summed * (elements if stage <= 1 else share)
-    master = 4 if sharding.half or stage in (1, 2) or sharding.offload_optimizer != "none" else 0
+    master = 4 if sharding.half or stage > 0 else 0  # measured: in fp32 too every stage but 0 holds a copy
     optimizer = (master + 8) * (elements if stage == 0 else share)
     return {"parameters": parameters, "gradients": gradients, "optimizer": optimizer}
 
@@ -182,10 +182,10 @@ def buffer_bytes(model: ModelCost, sharding: Sharding) -> float:
     if sharding.stage == 0:
         # Masters' gradients, made anew at each step, next to those of the parameters.
         return 4.0 * model.parameters if sharding.half else 0.0
-    reduction = sharding.buckets * min(sharding.reduce_bucket, model.parameters) * width
     if sharding.stage < 3:
-        return reduction
-    return reduction + width * gathered_elements(model, sharding)
+        return sharding.buckets * min(sharding.reduce_bucket, model.parameters) * width
+    # Stage 3 allocates its bucket at the start, larger than the model or not.
+    return width * (sharding.reduce_bucket + gathered_elements(model, sharding))
 
 
 def gathered_elements(model: ModelCost, sharding: Sharding) -> int:

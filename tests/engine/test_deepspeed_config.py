@@ -30,8 +30,7 @@ def test_clipping_has_exactly_one_owner(stage, precision):
 
 
 def test_deepspeed_guards_what_is_offloaded():
-    extra = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
-    config = derive(extra, zero_stage=2, precision="bf16")
+    config = derive(zero_stage=2, precision="bf16", offload_optimizer="cpu")
     assert config["gradient_clipping"] == 5.0
     assert config["bf16"]["check_grad_overflow"]
     assert "compute_grad_norm" not in config["zero_optimization"]
