@@ -126,7 +126,8 @@ def test_every_policy_of_every_back_end_gives_the_same_bits(policy, backend):
 
 def test_policies_differ_in_what_they_compute_again():
     work = {policy: simmim(policy)[2] for policy in ("none", *POLICIES)}
-    assert work["none"] < work["selective"] < work["stage"] < work["block"]
+    # Our attention on a CPU is an op of its own, which nobody counts: selective computes nothing else again that is a product.
+    assert work["none"] == work["selective"] < work["stage"] < work["block"]
     assert work["offload"] == work["block"]
 
 

@@ -69,7 +69,7 @@ class FakeStore:
         self.cost = SaveCost(engine.step, 2**29, 0.25, 1.5)
 
     def wait(self) -> None:
-        self.events.append("saved")
+        self.events.append("complete")
 
     def take_cost(self) -> SaveCost | None:
         cost, self.cost = self.cost, None
@@ -142,7 +142,7 @@ def test_records_come_before_the_save_that_covers_them_and_every_step_has_one():
     loop, events, sinks = build(make(), validation=FakeValidation())
     assert fit(loop) is Outcome.FINISHED
     step3 = ["train 3", "evaluate", "evaluate", "record 3", "picture 3 drawing"]
-    step6 = ["train 6", "evaluate", "evaluate", "record 6", "picture 6 drawing", "save 6 at 24", "saved"]
+    step6 = ["train 6", "evaluate", "evaluate", "record 6", "picture 6 drawing", "save 6 at 24", "complete"]
     assert events == [
         *("train 1", "record 1", "train 2", "record 2"),
         *step3,
@@ -168,7 +168,7 @@ def test_a_stop_saves_the_step_in_hand_and_leaves():
     loop, events, _ = build(make(), stop=stop)
     interrupt_step_2(loop, stop)
     assert fit(loop) is Outcome.PREEMPTED
-    assert events == ["train 1", "record 1", "train 2", "record 2", "save 2 at 8", "saved"]
+    assert events == ["train 1", "record 1", "train 2", "record 2", "save 2 at 8", "complete"]
 
 
 def interrupt_step_2(loop, stop):
@@ -190,7 +190,7 @@ def test_a_late_reading_loop_has_the_next_step_queued_before_it_reads():
         # Validation at 3 and the save at 4: nothing is left unread before them, and each record comes before its save.
         *("train 3", "record 2", "evaluate", "evaluate", "record 3", "picture 3 drawing"),
         *("train 4", "record 4", "save 4 at 16"),
-        *("train 5", "evaluate", "evaluate", "record 5", "picture 5 drawing", "save 5 at 20", "saved"),
+        *("train 5", "evaluate", "evaluate", "record 5", "picture 5 drawing", "save 5 at 20", "complete"),
     ]
     assert [record.step for record in sinks.records] == [1, 2, 3, 4, 5]
     assert [record.loss for record in sinks.records] == [1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
@@ -201,7 +201,7 @@ def test_a_late_reading_loop_stops_one_step_later_with_everything_saved():
     loop, events, _ = build(make(), stop=stop, read_late=True)
     interrupt_step_2(loop, stop)
     assert fit(loop) is Outcome.PREEMPTED
-    assert events == ["train 1", "train 2", "record 1", "train 3", "record 2", "record 3", "save 3 at 12", "saved"]
+    assert events == ["train 1", "train 2", "record 1", "train 3", "record 2", "record 3", "save 3 at 12", "complete"]
 
 
 def test_another_ranks_stop_is_followed():
@@ -210,7 +210,7 @@ def test_another_ranks_stop_is_followed():
     loop.engine.launch_step = lambda batches, stop: (launch_step(batches, stop=stop)[0], loop.engine.step == 2)
     assert fit(loop) is Outcome.PREEMPTED
     assert loop.stop.received is None
-    assert events[-2:] == ["save 2 at 8", "saved"]
+    assert events[-2:] == ["save 2 at 8", "complete"]
 
 
 def test_a_stop_at_the_last_step_is_a_finished_run():
@@ -218,7 +218,7 @@ def test_a_stop_at_the_last_step_is_a_finished_run():
     stop.received = "SIGTERM"
     loop, events, _ = build(make(), stop=stop, start=5)
     assert fit(loop) is Outcome.FINISHED
-    assert events == ["train 6", "record 6", "save 6 at 24", "saved"]
+    assert events == ["train 6", "record 6", "save 6 at 24", "complete"]
 
 
 def failing(after: int, error: Exception):
