@@ -32,7 +32,7 @@ def make(runtime: Runtime, settings: dict) -> Engine:
     # Sub-groups this small are swapped one by one; without the threshold nothing would be partitioned.
     small = {"stage3_param_persistence_threshold": 0, "sub_group_size": 4000} if config.zero_stage == 3 else {}
     return build_engine(
-        lambda: build_simmim(simmim_worker.MODEL, ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0),
+        lambda: build_simmim(simmim_worker.MODELS["swin_v2"], ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0),
         engine=config,
         optimizer=OptimizerConfig(clip_grad=1.0),
         lr=lambda _step: 2e-3,
