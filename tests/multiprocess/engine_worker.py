@@ -168,7 +168,8 @@ def consolidates(runtime: Runtime, directory: Path) -> dict:
             engine = make(runtime, stage, precision=kind)
             for step in range(3):
                 train(engine, standin.global_batch(step))
-            path, state = store.save(engine, {}), engine.full_state_dict()
+            store.save(engine, {})
+            path, state = store.newest().path, engine.full_state_dict()
             if runtime.is_main:
                 read = consolidate(path)
                 # Buffers stay in the run's type in the engine; in the files' reading everything is fp32.

@@ -169,7 +169,7 @@ def test_the_newest_save_of_a_run_that_goes_on_is_exported_key_by_key_and_in_its
 
     (going_on / f"checkpoints/step_{STEPS:08d}/manifest.json").unlink()  # not complete: the one before it is taken
     assert read_weights(going_on).extra["step"] == str(STEPS - SAVE_EVERY)
-    (going_on / "config.yaml").unlink()  # no run of ours: nothing in it is unpickled
+    (going_on / "config.yaml").unlink()  # no run of ours: nothing in it is read
     with pytest.raises(ValueError, match="has not written its weights"):
         read_weights(going_on)
 
