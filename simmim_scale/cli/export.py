@@ -31,7 +31,7 @@ def export_and_report(directory: Path, out: Path, *, to: str, console: Console) 
 def read_weights(directory: Path) -> Weights:
     """The weights in a directory, or, of a run that has not written any, those of its newest complete save.
 
-    A save belongs to its configuration, so it is looked for in the directory of a run alone: one with the configuration that it runs with.
+    A save is read with the configuration of its run, so it is looked for in the directory of a run alone.
 
     Raises:
         ValueError: nothing there.
