@@ -34,6 +34,18 @@ class EngineConfig(Section):
         "none", "ZeRO-Infinity: where a rank's share of the parameters lies while it is not used; needs stage 3.", source="choice"
     )
     nvme_path: str | None = setting(None, "Directory on a local NVMe disk, for what is offloaded to nvme.")
+    compile: Literal["none", "block"] = setting(
+        "none",
+        "block: torch.compile for each block of the backbone. The first step of a new model takes minutes; later starts find what"
+        " was compiled in a cache on disk ($TORCHINDUCTOR_CACHE_DIR, else ~/.cache/simmim_scale/inductor).",
+        source="choice",
+    )
+    fp8: Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"] = setting(
+        "none",
+        "Large linear maps in fp8 by torchao, with this recipe of scales; the last is the most careful. Experimental: not known"
+        " to converge like bf16 (engine/fp8.py). Compute capability 8.9 and higher, ZeRO-0 to 2, with engine.compile=block.",
+        source="choice",
+    )
     fp16_initial_scale_power: int = setting(
         16, "fp16: the loss scale starts at 2 to this power.", unit="exponent", source="choice", ge=0, le=32
     )

@@ -24,8 +24,10 @@ from torch.profiler import record_function
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
 from simmim_scale.engine.activation_checkpointing import apply_activation_checkpointing
+from simmim_scale.engine.compilation import compile_blocks
 from simmim_scale.engine.deepspeed_config import deepspeed_config, guards_itself
 from simmim_scale.engine.ema import WeightAverage, master_weights
+from simmim_scale.engine.fp8 import convert_to_fp8, require_fp8
 from simmim_scale.engine.full_state import full_state_dict
 from simmim_scale.engine.guard import NonFiniteGuard, first_nonfinite_module
 from simmim_scale.engine.host_copy import HostCopy
@@ -128,6 +130,7 @@ def build_engine(
 
     require_precision(engine.precision, runtime.device)
     require_offload(engine)
+    require_fp8(engine, runtime.device)
     _check_batch(micro_batch, accumulation, global_batch, runtime.world_size)
     # An offloaded optimizer updates in CPU memory.
     form = choose_optimizer(adamw, device=runtime.device if engine.offload_optimizer == "none" else torch.device("cpu"))
@@ -151,6 +154,8 @@ def build_engine(
     module.train()
     # Before the blocks' classes change: a block is gathered whole, so it is one leaf for ZeRO-3.
     mark_leaves(module, engine)
+    convert_to_fp8(module, engine.fp8)
+    compile_blocks(module, engine.compile, runtime.device)
     apply_activation_checkpointing(
         module, engine.activation_checkpointing, engine.checkpointing_backend, pin_memory=runtime.device.type == "cuda"
     )

@@ -70,7 +70,8 @@ def first_nonfinite_module(module: nn.Module, forward: Callable[[], Any]) -> str
 
     handles = [child.register_forward_hook(watch(name)) for name, child in module.named_modules() if name]
     try:
-        with torch.no_grad():
+        # Compiled blocks would not call the hooks of what is inside them.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             forward()
     finally:
         for handle in handles:

@@ -28,7 +28,7 @@ def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str |
 
 def layer_norm(x: Float[Tensor, "b *tokens c"], weight: Tensor, bias: Tensor, *, eps: float) -> Float[Tensor, "b *tokens c"]:
     """See the contract in `kernels/norm/__init__.py`."""
-    return _compiled("layer_norm")(_rows_vary(x), weight, bias, eps=eps)
+    return _form("layer_norm")(_rows_vary(x), weight, bias, eps=eps)
 
 
 def post_norm(
@@ -41,7 +41,7 @@ def post_norm(
     eps: float,
 ) -> Float[Tensor, "b *tokens c"]:
     """See the contract."""
-    return _compiled("post_norm")(_rows_vary(branch), _rows_vary(residual), _rows_vary(scale), weight, bias, eps=eps)
+    return _form("post_norm")(_rows_vary(branch), _rows_vary(residual), _rows_vary(scale), weight, bias, eps=eps)
 
 
 def pre_norm(
@@ -54,7 +54,12 @@ def pre_norm(
     eps: float,
 ) -> tuple[Float[Tensor, "b *tokens c"], Float[Tensor, "b *tokens c"]]:
     """See the contract."""
-    return _compiled("pre_norm")(_rows_vary(branch), _rows_vary(residual), _rows_vary(scale), weight, bias, eps=eps)
+    return _form("pre_norm")(_rows_vary(branch), _rows_vary(residual), _rows_vary(scale), weight, bias, eps=eps)
+
+
+def _form(name: str) -> Callable[..., Any]:
+    function = getattr(reference, name)
+    return function if torch.compiler.is_compiling() else _compiled(name)
 
 
 @functools.cache
