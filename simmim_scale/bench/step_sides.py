@@ -17,6 +17,7 @@ from simmim_scale.data.masks import sample_mask
 from simmim_scale.engine.engine import Engine, LaunchedStep, build_engine
 from simmim_scale.engine.optim import parameter_groups
 from simmim_scale.engine.runtime import Runtime
+from simmim_scale.models.norms import use_norm_kernels
 from simmim_scale.tasks.pretrain import build_module
 
 LEARNING_RATE = 1e-4  # any: it costs nothing, and the losses of both sides move alike
@@ -71,7 +72,7 @@ class OurSide:
         batch = inputs.mask.shape[0]
         self._batch = inputs.ours
         self.engine: Engine = build_engine(
-            lambda: build_module(config),
+            lambda: _build(config),
             engine=config.engine,
             optimizer=config.optimizer,
             lr=lambda step: LEARNING_RATE,
@@ -142,3 +143,9 @@ class ReferenceSide:
                 nn.utils.clip_grad_norm_(self._module.parameters(), self._clip)
             self._optimizer.step()
         return loss.item()
+
+
+def _build(config: Config) -> nn.Module:
+    module = build_module(config)
+    use_norm_kernels(module, config.kernels.norm)
+    return module

@@ -1,5 +1,6 @@
 """One rank of the test that trains a real, tiny SimMIM through the engine; prints its curves as JSON."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -64,11 +65,18 @@ def share(step: int, runtime: Runtime, accumulation: int) -> list[dict[str, Tens
 
 
 def curve(
-    runtime: Runtime, stage: int, accumulation: int, precision: str, policy: str, model: str = "swin_v2", attention: str = "auto"
+    runtime: Runtime,
+    stage: int,
+    accumulation: int,
+    precision: str,
+    policy: str,
+    model: str = "swin_v2",
+    attention: str = "auto",
+    compiled: str = "none",
 ) -> dict:
     engine = build_engine(
         lambda: build_simmim(MODELS[model], ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, attention=attention),
-        engine=EngineConfig(zero_stage=stage, precision=precision, activation_checkpointing=policy),
+        engine=EngineConfig(zero_stage=stage, precision=precision, activation_checkpointing=policy, compile=compiled),
         optimizer=OptimizerConfig(clip_grad=1.0),
         lr=lambda _step: 2e-3,
         micro_batch=GLOBAL_BATCH // accumulation // runtime.world_size,
@@ -96,6 +104,8 @@ def curve(
 
 def main() -> None:
     torch.set_num_threads(1)
+    # Blocks are traced, differentiated and run as one graph each; making machine code of them would take minutes.
+    torch.compile = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
     runtime = start_runtime(timeout_minutes=2)
     runs = json.loads(Path(sys.argv[1]).read_text())
     found = {"-".join(map(str, run)): curve(runtime, *run) for run in runs}

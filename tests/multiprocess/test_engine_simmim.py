@@ -6,7 +6,7 @@ import pytest
 
 from tests.multiprocess.engine_ranks import run_ranks
 
-# stage, accumulation, precision, activation checkpointing, backbone, implementation of window attention ("auto" is "cpu" here)
+# stage, accumulation, precision, activation checkpointing, backbone, window attention ("auto" is "cpu" here), compilation
 # (test_engine.py goes through all combinations with a smaller module)
 ONE_RANK = [(0, 1, "fp32", "none")]
 TWO_RANKS = [
@@ -20,6 +20,7 @@ TWO_RANKS = [
 ]
 # Other backbones, plain and with everything. A ResNet normalises by the statistics of a rank's micro-batch: one rank only.
 VIT, RESNET = [(0, 1, "fp32", "none", "vit")], [(0, 1, "fp32", "none", "resnet"), (3, 1, "fp32", "block", "resnet")]
+COMPILED = [(3, 2, "fp32", "block", "swin_v2", "auto", "block"), (3, 1, "bf16", "none", "swin_v2", "auto", "block")]
 VIT_ON_TWO = [(3, 2, "fp32", "block", "vit"), (3, 1, "bf16", "none", "vit")]
 
 
@@ -34,12 +35,12 @@ def run(world_size, runs, directory):
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory):
     one = run(1, [*ONE_RANK, *VIT, *RESNET, (3, 1, "bf16", "none", "resnet")], tmp_path_factory.mktemp("one"))
-    two = run(2, [*TWO_RANKS, *VIT_ON_TWO], tmp_path_factory.mktemp("two"))
+    two = run(2, [*TWO_RANKS, *VIT_ON_TWO, *COMPILED], tmp_path_factory.mktemp("two"))
     return {f"1 {name}": curve for name, curve in one.items()} | {f"2 {name}": curve for name, curve in two.items()}
 
 
 def names(precision):
-    runs = [(1, run) for run in ONE_RANK] + [(2, run) for run in TWO_RANKS]
+    runs = [(1, run) for run in ONE_RANK] + [(2, run) for run in (*TWO_RANKS, *COMPILED)]
     return [f"{ranks} " + "-".join(map(str, run)) for ranks, run in runs if run[2] == precision]
 
 
