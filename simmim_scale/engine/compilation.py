@@ -4,8 +4,11 @@ A block's forward is compiled, not its call: hooks (gathering parameters) and ch
 kind share what was compiled, so a model of any depth costs as many compilations as it has kinds of blocks.
 """
 
+import logging
 import os
 import shutil
+import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from torch import Tensor, nn
 # function, of which PyTorch would compile 8 and run the others uncompiled.
 MOST_FORMS = 128
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+SECONDS_TO_LINK = 60  # a library that was written to within this time may still be growing
+
+logger = logging.getLogger(__name__)
 
 
 def compile_blocks(module: nn.Module, mode: str, device: torch.device) -> int:
@@ -62,10 +68,39 @@ def require_compiler(device: torch.device) -> None:
 def use_cache() -> Path:
     """The directory that keeps compiled code between starts: $TORCHINDUCTOR_CACHE_DIR, else one below the user's caches.
 
-    PyTorch's own default lies in /tmp, which many machines empty at every start.
+    PyTorch's own default lies in /tmp, which many machines empty at every start. A process that is killed while it links leaves a
+    library cut short, which every later start would fail to load: those are removed here.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.setdefault(CACHE_VARIABLE, str(caches / "simmim_scale" / "inductor")))
+    # PyTorch sets the variable to its default as soon as anything asks for it, so the default is nobody's choice.
+    if os.environ.get(CACHE_VARIABLE, default_cache_dir()) == default_cache_dir():
+        os.environ[CACHE_VARIABLE] = str(caches / "simmim_scale" / "inductor")
+    directory = Path(os.environ[CACHE_VARIABLE])
+    for library in directory.rglob("*.so"):
+        if _cut_short(library):
+            logger.warning("removed %s, which a killed process left incomplete", library)
+            library.unlink(missing_ok=True)
+    return directory
+
+
+def _cut_short(library: Path) -> bool:
+    """Whether a library ends before its table of sections does, and nobody has written to it for a while."""
+    try:
+        status = library.stat()
+        with library.open("rb") as file:
+            header = file.read(64)
+    except FileNotFoundError:  # another rank removed it
+        return False
+    if time.time() - status.st_mtime < SECONDS_TO_LINK:
+        return False
+    if len(header) < 64:
+        return True
+    if not header.startswith(b"\x7fELF\x02"):
+        return False  # not a library of a 64-bit Linux: nothing is known about its length
+    table, size, count = *struct.unpack_from("<Q", header, 40), *struct.unpack_from("<HH", header, 58)
+    return table == 0 or status.st_size < table + size * count
 
 
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from simmim_scale.engine.compilation import CACHE_VARIABLE, compile_blocks, require_compiler, use_cache
 
@@ -65,5 +66,20 @@ def test_what_was_compiled_outlives_a_restart_of_the_machine(monkeypatch, tmp_pa
     monkeypatch.setenv(CACHE_VARIABLE, "")
     monkeypatch.delenv(CACHE_VARIABLE)
     assert use_cache() == tmp_path / "simmim_scale" / "inductor"
+    monkeypatch.setenv(CACHE_VARIABLE, default_cache_dir())  # as PyTorch sets it by itself
+    assert use_cache() == tmp_path / "simmim_scale" / "inductor"
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
     assert use_cache() == tmp_path / "own"
+
+
+def test_libraries_that_a_killed_process_left_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    whole = Path(torch._C.__file__).read_bytes()
+    files = {"whole": whole, "half": whole[: len(whole) // 2], "header": whole[:40], "empty": b""}
+    for name, content in files.items():
+        (tmp_path / "ab").mkdir(exist_ok=True)
+        (tmp_path / "ab" / f"{name}.so").write_bytes(content)
+        os.utime(tmp_path / "ab" / f"{name}.so", (0, 0))
+    (tmp_path / "ab" / "growing.so").write_bytes(b"")
+    use_cache()
+    assert sorted(path.stem for path in (tmp_path / "ab").iterdir()) == ["growing", "whole"]
