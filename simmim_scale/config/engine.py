@@ -58,6 +58,15 @@ class EngineConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _compiled_blocks_hide_their_operators(self) -> "EngineConfig":
+        if self.compile == "block" and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "compile: selective checkpointing chooses among the operators of a block, and a compiled block shows none."
+                " Choose activation_checkpointing=block, stage or offload, or compile=none."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _offloading_is_possible(self) -> "EngineConfig":
         for name, place, least in (
             ("offload_optimizer", self.offload_optimizer, 3 if self.offload_optimizer == "nvme" else 1),

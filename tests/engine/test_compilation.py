@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from simmim_scale.config.schema import EngineConfig
 from simmim_scale.engine.compilation import CACHE_VARIABLE, compile_blocks, require_compiler, use_cache
 
 CPU = torch.device("cpu")
@@ -52,6 +53,11 @@ def test_a_backbone_without_blocks_is_refused():
     with pytest.raises(ValueError, match=r"engine\.compile: 'block' needs a backbone with checkpointable_blocks"):
         compile_blocks(nn.Linear(1, 1), "block", CPU)
     assert compile_blocks(nn.Linear(1, 1), "none", CPU) == 0
+
+
+def test_selective_checkpointing_of_compiled_blocks_is_refused():
+    with pytest.raises(ValueError, match="a compiled block shows none"):
+        EngineConfig(compile="block", activation_checkpointing="selective")
 
 
 def test_no_compiler_is_said_beforehand(monkeypatch):
