@@ -1,6 +1,6 @@
 """One rank: what real runs hold on a CPU, beside what `simmim plan` says. Prints one JSON object on the main rank.
 
-    python -m launch --ranks 2 -- ... is not needed: start it with torchrun, or alone for one rank (see README.md).
+Start it with torchrun, or alone for one rank (README.md has the command).
 Arguments: CONFIG, samples at once, then STAGE-PRECISION of each case, for example 3-bf16.
 """
 

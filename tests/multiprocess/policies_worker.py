@@ -5,7 +5,6 @@ Arguments: a directory for what is offloaded to a disk, and the path of a JSON l
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import simmim_worker
@@ -21,6 +20,7 @@ from simmim_scale.config.schema import (
 )
 from simmim_scale.engine.checkpoint import RunStateStore
 from simmim_scale.engine.engine import Engine, build_engine
+from simmim_scale.engine.flats import layout_of, state_of
 from simmim_scale.engine.runtime import Runtime, leave, start_runtime
 from simmim_scale.objectives.simmim import build_simmim
 
@@ -44,13 +44,22 @@ def make(runtime: Runtime, settings: dict) -> Engine:
     )
 
 
+def state_of_rank(engine: Engine) -> int:
+    """Bytes of parameters, masters and moments of this rank, each storage once."""
+    layout = layout_of(engine._wrapped)
+    tensors = [t for p in engine.module.parameters() for t in (p.data, getattr(p, "ds_tensor", None)) if t is not None]
+    for flat in layout.flats:
+        with flat.resident() as master:
+            tensors += [master, *state_of(layout.inner, master).values()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
 def step(engine: Engine, number: int) -> float:
     return engine.train_step(simmim_worker.share(number, engine.runtime, 1)).loss
 
 
 def curve(runtime: Runtime, directory: Path, settings: dict) -> dict:
     """Losses of an undisturbed run, and of one that was saved after two steps and loaded into a new engine."""
-    began = time.monotonic()
     settings = {**settings, **({"nvme_path": str(directory / "nvme")} if "nvme" in settings.values() else {})}
     engine = make(runtime, settings)
     offloads = "offload_optimizer" in settings
@@ -60,7 +69,7 @@ def curve(runtime: Runtime, directory: Path, settings: dict) -> dict:
         if number == SAVED and offloads:
             store.save(engine, {})
         losses.append(step(engine, number))
-    device = str(next(iter(engine._wrapped.optimizer.fp32_partitioned_groups_flat)).device) if settings["zero_stage"] == 3 else ""
+    held = state_of_rank(engine)
     weights = sum(value.double().abs().sum().item() for value in engine.full_state_dict().values())
     engine.destroy()
     resumed = []
@@ -69,7 +78,7 @@ def curve(runtime: Runtime, directory: Path, settings: dict) -> dict:
         store.load(engine, store.newest())
         resumed = [step(engine, number) for number in range(SAVED, STEPS)]
         engine.destroy()
-    return {"losses": losses, "resumed": resumed, "weights": weights, "device": device, "seconds": time.monotonic() - began}
+    return {"losses": losses, "resumed": resumed, "weights": weights, "held": held}
 
 
 def main() -> None:
@@ -78,6 +87,8 @@ def main() -> None:
     runtime = start_runtime(timeout_minutes=5)
     cases = json.loads(Path(sys.argv[2]).read_text())
     found = {"-".join(map(str, case.values())): curve(runtime, directory, case) for case in cases}
+    module = build_simmim(simmim_worker.MODELS["swin_v2"], ObjectiveConfig(), mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)
+    found["elements"] = sum(parameter.numel() for parameter in module.parameters())
     sys.stdout.write(f"RESULT policies {json.dumps(found)}\n")
     runtime.close()
     leave(0)

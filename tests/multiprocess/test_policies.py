@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from simmim_scale.config.memory import Sharding, state_bytes
 from tests.multiprocess.engine_ranks import run_ranks
 
 # selective is PyTorch's alone; stage differs from block in which blocks it takes, which no back end sees.
@@ -28,11 +29,14 @@ def name(case: dict) -> str:
     return "-".join(map(str, case.values()))
 
 
+SHARDED = [{"zero_stage": stage, "precision": precision} for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict]:
     directory = tmp_path_factory.mktemp("policies")
     cases = directory / "cases.json"
-    cases.write_text(json.dumps([PLAIN, *POLICIES, *OFFLOADED]))
+    cases.write_text(json.dumps([PLAIN, *POLICIES, *OFFLOADED, *SHARDED]))
     outputs = run_ranks("policies_worker.py", 2, str(directory), str(cases))
     lines = [line for output in outputs for line in output.splitlines() if line.startswith("RESULT policies ")]
     return [json.loads(line.removeprefix("RESULT policies ")) for line in lines]
@@ -50,3 +54,12 @@ def test_offloaded_state_trains_the_same_and_goes_on_from_its_save(found, case):
     rank = found[0][name(case)]
     assert rank["losses"] == pytest.approx(found[0][name(PLAIN)]["losses"], abs=1e-6)
     assert rank["resumed"] == rank["losses"][2:]
+
+
+@pytest.mark.parametrize("case", SHARDED, ids=name)
+def test_a_rank_holds_what_simmim_plan_says(found, case):
+    parameters = found[0]["elements"]
+    sharding = Sharding(case["zero_stage"], 2, case["precision"] == "bf16")
+    planned = state_bytes(parameters, sharding)
+    for rank in found:
+        assert rank[name(case)]["held"] == pytest.approx(planned["parameters"] + planned["optimizer"], rel=0.15)
