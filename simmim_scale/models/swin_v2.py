@@ -92,7 +92,11 @@ class AttentionV2(nn.Module):
         return self.proj(attended[:, :height, :width])
 
     def position_bias(self, window: tuple[int, int], device: torch.device) -> Float[Tensor, "heads n n"]:
-        """16 * sigmoid(MLP(log-spaced offset)) of each pair of tokens, fp32 (fp64 in an fp64 model)."""
+        """16 * sigmoid(MLP(log-spaced offset)) of each pair of tokens, fp32 (fp64 in an fp64 model).
+
+        The MLP computes in the type of its weights, as every linear map does; from the sigmoid on it is fp32, so that the factor
+        of 16 and the sum with the logits round nothing more.
+        """
         coordinates = self._tables.coordinates(window, self.pretrained_window or window, device)
         table = self.cpb_mlp(coordinates.to(self.cpb_mlp[0].weight.dtype))
         table = CPB_RANGE * torch.sigmoid(table.to(torch.promote_types(table.dtype, torch.float32)))

@@ -65,7 +65,8 @@ def _form(name: str) -> Callable[..., Any]:
 @functools.cache
 def _compiled(name: str) -> Callable[..., Any]:
     # A model has up to ten widths and shapes, in training and in evaluation: PyTorch's limit of 8 forms would end compilation.
-    return torch.compile(getattr(reference, name), dynamic=False, recompile_limit=64)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(getattr(reference, name), dynamic=False)
 
 
 def _rows_vary(x: Tensor | None) -> Tensor | None:
