@@ -94,10 +94,12 @@ def bench_step(config: Config, options: StepOptions, *, progress: Callable[[str]
         side.close()
     if options.memory and not memory and STATUS.exists():  # Linux
         memory = {name: _cpu_peak(name, config, batch, options, progress) for name in names}
-    floor = floor_seconds(facts, ceilings.copy, ceilings.product)
-    rows = [
-        _row(name, seconds[name], facts, ceilings.product, floor, profiles[name], memory.get(name), first[name]) for name in names
-    ]
+    if options.processor_time:
+        progress("without shares of the ceilings: those are measured in seconds that pass")
+        facts = {**facts, "peak_flops": None}
+    product = math.nan if options.processor_time else ceilings.product
+    floor = floor_seconds(facts, ceilings.copy, product)
+    rows = [_row(name, seconds[name], facts, product, floor, profiles[name], memory.get(name), first[name]) for name in names]
     return {"environment": _environment(config, options, runtime), "facts": facts, "ceilings": asdict(ceilings), "rows": rows}
 
 
@@ -157,14 +159,18 @@ def _row(
         "seconds": median,
         "all_seconds": seconds,
         "images_per_second": rate,
-        "share_of_product_ceiling": rate * facts["flops_per_image"] / product,
+        "share_of_product_ceiling": _or_none(rate * facts["flops_per_image"] / product),
         "mfu": rate * facts["flops_per_image"] / facts["peak_flops"] if facts["peak_flops"] else None,
-        "share_of_floor": floor / median,
+        "share_of_floor": _or_none(floor / median),
         "peak_bytes": memory,
         # Shares of a profiled step, of the time that was measured without the profiler.
         "seconds_by_category": {category: median * part / whole for category, part in profiled.items()},
-        "first_loss": first_loss if math.isfinite(first_loss) else None,
+        "first_loss": _or_none(first_loss),
     }
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _environment(config: Config, options: StepOptions, runtime: Runtime) -> dict[str, Any]:

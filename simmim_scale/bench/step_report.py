@@ -29,19 +29,23 @@ def step_tables(result: dict[str, Any]) -> list[Table]:
     )
     speed.add_column("", no_wrap=True)
     for column in ("images/s", "ms/step", "of products", "MFU", "of floor", "peak memory", "first loss"):
-        speed.add_column(column, justify="right", no_wrap=True)
+        speed.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     for row in result["rows"]:
         speed.add_row(
             row["side"],
             f"{row['images_per_second']:,.2f}",
             f"{1e3 * row['seconds']:,.1f}",
-            f"{row['share_of_product_ceiling']:.1%}",
-            "" if row["mfu"] is None else f"{row['mfu']:.1%}",
-            f"{row['share_of_floor']:.1%}",
+            _percent(row["share_of_product_ceiling"]),
+            _percent(row["mfu"]),
+            _percent(row["share_of_floor"]),
             "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / GIB:.2f} GiB",
             "not finite" if row["first_loss"] is None else f"{row['first_loss']:.5f}",
         )
     return [speed, _category_table(result), *_ratio_table(result)]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _category_table(result: dict[str, Any]) -> Table:
@@ -94,7 +98,7 @@ def write_step_results(result: dict[str, Any], out: Path) -> list[Path]:
 
 def draw_step(result: dict[str, Any]) -> Figure:
     """One bar per side, its time by category, with the floor of this device as a line."""
-    rows = result["rows"]
+    rows, environment, facts = result["rows"], result["environment"], result["facts"]
     figure = Figure(figsize=(10, 1.9 + 0.75 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(rows):
@@ -106,15 +110,15 @@ def draw_step(result: dict[str, Any]) -> Figure:
         axes.annotate(
             f"{row['images_per_second']:,.1f} images/s", (left, number), xytext=(6, 0), textcoords="offset points", va="center"
         )
-    floor = 1e3 * rows[0]["seconds"] * rows[0]["share_of_floor"]
-    axes.axvline(floor, color="black", linewidth=1, linestyle="--", label="floor of this device")
+    if rows[0]["share_of_floor"] is not None:
+        floor = 1e3 * rows[0]["seconds"] * rows[0]["share_of_floor"]
+        axes.axvline(floor, color="black", linewidth=1, linestyle="--", label="floor of this device")
     axes.set_yticks(range(len(rows)), [row["side"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22e3 * max(row["seconds"] for row in rows))
-    axes.set_xlabel("ms of a step")
+    axes.set_xlabel("ms of a step" + (", of processor" if environment["options"]["processor_time"] else ""))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    environment, facts = result["environment"], result["facts"]
     figure.supxlabel(
         f"{facts['backbone']}, batch {facts['batch']}, {environment['precision']}, {environment['device']}"
         f" ({environment['threads']} threads), torch {environment['versions'].get('torch', '')}, {environment['date']}",

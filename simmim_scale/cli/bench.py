@@ -156,7 +156,7 @@ def step(
     out: Annotated[Path | None, typer.Option(help="Directory for step.json and step.png.")] = None,
 ) -> None:
     """Images per second, MFU, memory and time by category of one training step, on random images."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's library talks on stderr; read when torch is imported
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library talks on stderr; read when torch is imported
     import torch
 
     from simmim_scale.bench.step import StepOptions, bench_step
@@ -177,7 +177,7 @@ def step(
     with user_errors():
         result = bench_step(load_config(config, overrides or []), options, progress=lambda text: console.print(text, style="dim"))
     for table in step_tables(result):
-        console.print(table, width=max(console.width, 120))
+        console.print(table, width=max(console.width, 130), soft_wrap=False)
     for path in write_step_results(result, out) if out is not None else []:
         console.print(str(path))
 
