@@ -68,17 +68,17 @@ def test_a_reduced_run_describes_itself_and_learns(run, files):
     assert described["parameters"] > 10_000
     assert described["avg_dist"] > 0
     module = build_simmim(config.model, config.objective, mean=config.data.mean, std=config.data.std, seed=0)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     batch = make_batch(config)
     losses = []
-    for _ in range(4):
+    for _ in range(7):
         loss = module(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert np.isfinite(losses).all()
-    assert min(losses[2:]) < losses[0]
+    assert min(losses[3:]) < losses[0]
 
 
 def test_every_table_of_the_supplement_is_there():
