@@ -176,8 +176,9 @@ def step(
     )
     with user_errors():
         result = bench_step(load_config(config, overrides or []), options, progress=lambda text: console.print(text, style="dim"))
+    wide = Console(highlight=False, width=max(console.width, 130))
     for table in step_tables(result):
-        console.print(table, width=max(console.width, 130), soft_wrap=False)
+        wide.print(table)
     for path in write_step_results(result, out) if out is not None else []:
         console.print(str(path))
 
