@@ -4,12 +4,13 @@ Letters: gh, gw = cells along the height and the width of the image.
 """
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool
+
+from simmim_scale.config.lookup import lookup
 
 # BEiT's block-wise masking (arXiv 2106.08254, algorithm 1): rectangles of at least 16 of 14 x 14
 # patches, aspect ratios of .3 to 1/.3.
@@ -85,20 +86,12 @@ SAMPLERS: dict[str, Callable[[np.random.Generator, tuple[int, int], int], np.nda
 }
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)  # once per process, not per mask
 def _own(sampler: str) -> Callable[[np.random.Generator, tuple[int, int], int], np.ndarray]:
     """The function that 'module:attribute' names."""
-    module, colon, attribute = sampler.partition(":")
-    if not colon:
+    if ":" not in sampler:
         raise ValueError(f"mask.sampler: expected one of {', '.join(SAMPLERS)}, or 'module:attribute', got {sampler!r}.")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-            raise  # the module is there and fails by itself: its own message is the useful one
-        raise ValueError(f"mask.sampler: cannot import {module!r} for {sampler!r}. Put its directory on PYTHONPATH.") from error
-    except AttributeError as error:
-        raise ValueError(f"mask.sampler: module {module!r} has no {attribute!r}. Correct the part after the colon.") from error
+    return lookup({}, sampler, setting="mask.sampler")
 
 
 def _checked(mask: np.ndarray, sampler: str, grid: tuple[int, int], count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from simmim_scale.config.lookup import lookup
 from simmim_scale.config.schema import ModelConfig, ObjectiveConfig
 from simmim_scale.models import build_backbone
 from simmim_scale.models.drop_path import sample_drop_path
@@ -21,7 +22,6 @@ from simmim_scale.models.initialization import assign, trunc_normal
 from simmim_scale.models.layers import fill_nan
 from simmim_scale.objectives.features import pooled_features, wants_features
 from simmim_scale.objectives.heads import HEADS
-from simmim_scale.objectives.lookup import lookup
 from simmim_scale.objectives.pixels import PixelNorm, check_image, flip_where, mask_to_tokens
 from simmim_scale.objectives.prediction import Hidden, Pictures, hide, meet, predict
 from simmim_scale.objectives.targets import TARGETS, Target, TargetContext

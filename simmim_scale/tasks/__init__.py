@@ -18,6 +18,6 @@ def build_task(config: Config):
     Raises:
         ValueError: an unknown name, or data that is not there.
     """
-    from simmim_scale.objectives.lookup import lookup
+    from simmim_scale.config.lookup import lookup
 
     return lookup(TASKS, config.task, setting="task")(config)

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from simmim_scale.config.load import validate
+from simmim_scale.config.lookup import lookup
 from simmim_scale.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config
 from simmim_scale.config.yaml_source import Source
 from simmim_scale.models.layouts import LAYOUTS
 from simmim_scale.models.layouts.checkpoint_file import read_checkpoint
 from simmim_scale.models.layouts.records import Hints, Imported
 from simmim_scale.models.weights import compare_state, save_weights
-from simmim_scale.objectives.lookup import lookup
 from simmim_scale.tasks.model_card import write_card
 from simmim_scale.tasks.pretrained import CLASS_NAMES, assemble
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from simmim_scale.config.lookup import lookup
 from simmim_scale.objectives.heads import HEADS, LinearHead
-from simmim_scale.objectives.lookup import lookup
 from simmim_scale.objectives.targets import TARGETS
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from simmim_scale.objectives.lookup import lookup
+from simmim_scale.config.lookup import lookup
 from simmim_scale.tasks.export.records import TOLERANCE, Agreement, Source, Target
 from simmim_scale.tasks.model_card import write_card
 
