@@ -77,7 +77,7 @@ def test_no_buffer_reaches_a_checkpoint(config):
 
 UNDER_ZERO = """
 import torch
-from simmim_scale.engine.runtime import start_runtime
+from simmim_scale.engine.runtime import leave, start_runtime
 
 runtime = start_runtime(device="cpu")
 import deepspeed
@@ -111,6 +111,7 @@ for config in (SwinConfig(**settings), SwinV2Config(**settings, extra_norm_perio
             ours, theirs = getattr(probe._tables, table)(*arguments), getattr(sharded_tables, table)(*arguments)
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 runtime.close()
+leave(0)
 """
 
 

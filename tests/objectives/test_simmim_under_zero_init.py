@@ -5,7 +5,7 @@ import sys
 
 UNDER_ZERO = """
 import torch
-from simmim_scale.engine.runtime import start_runtime
+from simmim_scale.engine.runtime import leave, start_runtime
 
 runtime = start_runtime(device="cpu")
 import deepspeed
@@ -47,6 +47,7 @@ for bf16 in (False, True):
         load_into(module, plain, source="here")
     same(module, plain)
 runtime.close()
+leave(0)
 """
 
 
