@@ -334,7 +334,11 @@ def doctor(
         _out().print(json.dumps(as_json_object(rows), indent=2), markup=False)
     else:
         _out().print(doctor_table(rows))
-    raise typer.Exit(exit_code(rows))
+    if quick:
+        raise typer.Exit(exit_code(rows))
+    from simmim_scale.engine.runtime import leave
+
+    leave(exit_code(rows))  # it has trained: threads of the communication library can abort a teardown
 
 
 @app.command()
