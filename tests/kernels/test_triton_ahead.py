@@ -3,6 +3,7 @@
 A sample of what `simmim bench compile` compiles; the report of the whole sweep is in benchmarks/.
 """
 
+import math
 import os
 
 import pytest
@@ -12,7 +13,12 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from simmim_scale.kernels.window_attention.triton_ahead import Problem, Usage, compile_kernel
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from simmim_scale.kernels.window_attention import triton, triton_kernels, triton_split, triton_wide
+from simmim_scale.kernels.window_attention.triton_ahead import Problem, Usage, compile_kernel, kernel_source
 
 HALF, FULL = torch.bfloat16, torch.float32
 SAMPLE = [
@@ -54,3 +60,71 @@ def test_kernels_neither_spill_nor_exceed_shared_memory(problem, capability):
 def test_faults_are_named():
     usage = Usage("forward_kernel", (8, 6), 4, registers=255, stack=16, shared=200_000, shared_limit=101_376, tensor_core=0)
     assert usage.faults == ["16 bytes of stack per thread", "200000 bytes of shared memory of 101376", "no tensor cores"]
+
+
+class _Driver:
+    """What Triton asks of a GPU before it compiles for it."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Kernel name -> what a launch on an H100 would have compiled; nothing is compiled or run."""
+    asked = {}
+
+    def record(kernel, key, signature, device, constants, options, attributes, warmup):
+        asked[kernel.fn.__name__] = (signature, constants, options, attributes)
+
+    monkeypatch.setattr(JITFunction, "_do_compile", record)
+    monkeypatch.setattr(driver, "_active", _Driver())
+    forget_targets()
+    yield asked
+    forget_targets()
+
+
+def forget_targets():
+    """Kernels keep for which GPU they compile."""
+    for module in (triton_kernels, triton_split, triton_wide):
+        for kernel in vars(module).values():
+            if isinstance(kernel, JITFunction):
+                kernel.device_caches.clear()
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize(
+    ("grid", "window", "heads", "head_dim", "dtype"),
+    [
+        ((1, 1), (12, 12), 16, 32, HALF),
+        ((4, 1), (8, 4), 1, 32, torch.float16),
+        ((2, 4), (7, 7), 3, 88, HALF),
+        ((1, 2), (4, 4), 2, 128, FULL),
+    ],
+    ids=str,
+)
+def test_what_a_launch_compiles_is_what_was_compiled_ahead_of_time(launches, cosine, grid, window, heads, head_dim, dtype):
+    """No variant of its own for a size of 1, for a multiple of 16, or for a view that begins anywhere."""
+    shift = tuple(side // 2 if count > 1 else 0 for side, count in zip(window, grid, strict=True))
+    tokens, channels = window[0] * window[1], heads * head_dim
+    shape = (2, grid[0] * window[0], grid[1] * window[1])
+    qkv, grad = (
+        (torch.zeros(math.prod(shape) * size + 1, dtype=dtype)[1:].view(*shape, size)) for size in (3 * channels, channels)
+    )
+    bias, scale = torch.zeros(heads, tokens, tokens), torch.zeros(heads + 1)[1:] if cosine else None
+    sizes = (heads, window, shift)
+    out, lse = triton._forward(qkv, bias, scale, *sizes)
+    triton._backward(grad, qkv, bias, scale, out, lse, *sizes)
+    problem = Problem(window, head_dim, dtype, cosine=cosine, shifted=any(shift))
+    assert set(launches) == set(problem.kernels((9, 0)))
+    for name, (signature, constants, options, attributes) in launches.items():
+        source, chosen = kernel_source(name, problem, problem.tiles((9, 0)))
+        aligned = {place: facts for place, facts in attributes.items() if facts}
+        assert (signature, constants, aligned) == (source.signature, source.constants, source.attrs), name
+        assert {key: getattr(options, key) for key in chosen} == chosen, name

@@ -58,6 +58,7 @@ CASES = {
     "zero tokens, V1, fp16": case((8, 8), (4, 4), (2, 2), heads=2, zeros=True, cosine=False, dtype="float16", seed=18),
     "extreme logits": case((8, 8), (4, 4), (2, 2), heads=2, extreme=True, cosine=False, seed=19),
     "extreme logits, V2, fp16": case((8, 8), (4, 4), (2, 2), heads=2, extreme=True, dtype="float16", seed=20),
+    "in a compiled graph": case((4, 4), (2, 4), (1, 0), heads=2, compiled=True, seed=29),
     "not contiguous": case((8, 12), (4, 4), (2, 2), heads=2, strided=True, seed=21),
 }
 # The scale's gradient is a sum over all tokens in which most cancels: rounding weighs more there.
@@ -111,6 +112,31 @@ def test_cases_reach_both_forms_of_the_gradients():
 def test_zero_tokens_have_small_gradients(interpreted):
     result = interpreted["zero tokens"]
     assert result["zero_rows"] == pytest.approx(result["zero_rows_exact"], rel=1e-4)
+
+
+def test_the_operators_keep_their_promises_to_torch_compile():
+    """Fake results have the shapes of real ones, both ways, with and without a scale: no graph breaks at the kernels."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from simmim_scale.kernels.window_attention import triton
+
+    with FakeTensorMode():
+        qkv = torch.empty(2, 12, 24, 3 * 2 * 32, dtype=torch.bfloat16, requires_grad=True)
+        bias, scale = (torch.empty(*shape, requires_grad=True) for shape in ((2, 72, 72), (2,)))
+        for given in (scale, None):
+            arguments = {"num_heads": 2, "window": (6, 12), "shift": (3, 6), "logit_scale": given}
+            out = triton.window_attention(qkv, bias, **arguments)
+            assert (out.shape, out.dtype) == ((2, 12, 24, 64), torch.bfloat16)
+            out.sum().backward()
+        assert all(tensor.grad.shape == tensor.shape for tensor in (qkv, bias, scale))
+
+
+def test_an_image_of_too_many_elements_is_refused():
+    from simmim_scale.kernels.window_attention import triton
+
+    qkv = torch.empty(1, 8192, 8192, 96, dtype=torch.float16, device="meta")
+    with pytest.raises(ValueError, match=r"fewer than 2\^31 elements of qkv per image, got \(8192, 8192, 96\)"):
+        triton.Launch(1, (8, 8), (0, 0)).check(qkv)
 
 
 def test_a_cpu_is_refused_without_the_interpreter():

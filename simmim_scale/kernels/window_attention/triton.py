@@ -5,13 +5,13 @@ gives the same gradients, digit for digit. `TRITON_INTERPRET=1` runs the same ke
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from triton import knobs
 
 from simmim_scale.kernels.window_attention.reference import MAX_LOGIT_SCALE
@@ -57,7 +57,8 @@ def window_attention(
     logit_scale: Float[Tensor, "heads"] | None,
 ) -> Float[Tensor, "b h w c"]:
     """See the contract in `kernels/window_attention/__init__.py`."""
-    return _Attention.apply(qkv, bias, logit_scale, Launch(num_heads, window, shift))
+    out, _ = torch.ops.simmim_scale.triton_attention(qkv, bias, logit_scale, num_heads, window, shift)
+    return out
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,25 @@ class Launch:
     window: tuple[int, int]
     shift: tuple[int, int]
 
+    @classmethod
+    def of(cls, heads: int, window: Sequence[int], shift: Sequence[int]) -> "Launch":
+        """From an operator's arguments, in which pairs are lists."""
+        return cls(heads, (window[0], window[1]), (shift[0], shift[1]))
+
     @property
     def tokens(self) -> int:
         return self.window[0] * self.window[1]
 
     def tiles(self, qkv: Tensor) -> Tiles:
         return choose_tiles(self.tokens, self.head_dim(qkv), qkv.element_size(), _capability(qkv.device))
+
+    def check(self, qkv: Tensor) -> None:
+        """Raises ValueError where 32 bits do not count the elements of one image."""
+        if qkv[:1].numel() >= 1 << 31:
+            raise ValueError(
+                f"window_attention: triton takes fewer than 2^31 elements of qkv per image, got {tuple(qkv.shape[1:])}."
+                " Use smaller images, or another implementation."
+            )
 
     def head_dim(self, qkv: Tensor) -> int:
         return qkv.shape[3] // 3 // self.heads
@@ -142,47 +156,98 @@ def tile_constants(tiles: Tiles) -> dict[str, dict[str, Any]]:
     return constants | {"query_gradient_kernel": own}
 
 
-class _Attention(torch.autograd.Function):
-    """Forward and backward; saves the projection, the scaled bias, the output and the log-sum-exp."""
+def _forward(
+    qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, heads: int, window: Sequence[int], shift: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The attended values, and the log2-sum-exp of each query, (images * windows, heads, n) fp32."""
+    launch = Launch.of(heads, window, shift)
+    qkv = _ready(qkv)
+    launch.check(qkv)
+    out, lse = _results(qkv, bias, logit_scale, heads, window, shift)
+    tiles = launch.tiles(qkv)
+    programs = (lse.shape[0] * heads, -(-launch.tokens // (tiles.forward.block * tiles.forward.tiles)))
+    read = (qkv, *_parameters(bias, logit_scale))
+    with _on(qkv.device):
+        forward_kernel[programs](
+            *(*read, out, lse),
+            **launch.sizes(qkv),
+            **launch.constants(qkv, logit_scale is not None),
+            **tile_constants(tiles)["forward_kernel"],
+            num_stages=1,
+        )
+    return out, lse
 
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, launch: Launch) -> Tensor:
-        qkv = qkv.contiguous()
-        # In units of log2, fp32: one product here instead of one per logit.
-        scaled_bias = (bias.detach().float() * LOG2E.value).contiguous()
-        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-        lse = torch.empty(launch.windows(qkv), launch.heads, launch.tokens, dtype=torch.float32, device=qkv.device)
-        tiles = launch.tiles(qkv)
-        programs = (lse.shape[0] * launch.heads, -(-launch.tokens // (tiles.forward.block * tiles.forward.tiles)))
-        with _on(qkv.device):
-            forward_kernel[programs](
-                qkv,
-                scaled_bias,
-                logit_scale if logit_scale is not None else scaled_bias,
-                out,
-                lse,
-                **launch.sizes(qkv),
-                **launch.constants(qkv, logit_scale is not None),
-                **tile_constants(tiles)["forward_kernel"],
-                num_stages=1,
-            )
-        ctx.launch, ctx.bias_type = launch, bias.dtype
-        ctx.save_for_backward(qkv, scaled_bias, logit_scale, out, lse)
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias, logit_scale, out, lse = ctx.saved_tensors
-        call = _BackwardCall(ctx.launch, qkv, bias, logit_scale, out, lse, grad_out.contiguous())
-        with _on(qkv.device):
-            grad_bias, grad_scale = call.query_and_bias()
-            call.key_and_value()
-        if logit_scale is None:
-            return call.grad_qkv, grad_bias.to(ctx.bias_type), None, None
-        # The clamp cuts the gradient of the raw logit scale off above ln 100.
-        grad_scale = (grad_scale * (logit_scale <= MAX_LOGIT_SCALE)).to(logit_scale.dtype)
-        return call.grad_qkv, grad_bias.to(ctx.bias_type), grad_scale, None
+def _backward(
+    grad: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    logit_scale: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    heads: int,
+    window: Sequence[int],
+    shift: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the projection, the bias and the logit scale (empty where there is none)."""
+    call = _BackwardCall(Launch.of(heads, window, shift), _ready(qkv), bias, logit_scale, out, lse, _ready(grad))
+    with _on(qkv.device):
+        grad_bias, grad_scale = call.query_and_bias()
+        call.key_and_value()
+    if logit_scale is None:
+        return call.grad_qkv, grad_bias.to(bias.dtype), bias.new_empty(0)
+    # The clamp cuts the gradient of the raw logit scale off above ln 100.
+    return call.grad_qkv, grad_bias.to(bias.dtype), (grad_scale * (logit_scale <= MAX_LOGIT_SCALE)).to(logit_scale.dtype)
+
+
+def _results(
+    qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, heads: int, window: Sequence[int], shift: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    batch, height, width, channels = qkv.shape
+    tokens = window[0] * window[1]
+    lse = qkv.new_empty(batch * (height // window[0]) * (width // window[1]), heads, tokens, dtype=torch.float32)
+    return qkv.new_empty(batch, height, width, channels // 3), lse
+
+
+def _gradients(
+    grad: Tensor, qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, *kept_and_sizes: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_scale = bias.new_empty(0) if logit_scale is None else logit_scale.new_empty(logit_scale.shape)
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape), grad_scale
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, bias, logit_scale, *ctx.sizes = inputs
+    ctx.save_for_backward(qkv, bias, logit_scale, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _lse: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 6
+    logit_scale = ctx.saved_tensors[2]
+    grads = torch.ops.simmim_scale.triton_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
+    return *grads[:2], None if logit_scale is None else grads[2], None, None, None
+
+
+# Operators: torch.compile does not look into them, so that what runs is what was compiled and checked ahead of time.
+_SIZES = "int heads, int[] window, int[] shift"
+_FORWARD = torch.library.custom_op(
+    "simmim_scale::triton_attention",
+    _forward,
+    mutates_args=(),
+    schema=f"(Tensor qkv, Tensor bias, Tensor? logit_scale, {_SIZES}) -> (Tensor, Tensor)",
+)
+_FORWARD.register_fake(_results)
+_FORWARD.register_autograd(_differentiate, setup_context=_keep)
+_BACKWARD = torch.library.custom_op(
+    "simmim_scale::triton_attention_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor qkv, Tensor bias, Tensor? logit_scale, Tensor out, Tensor lse, {_SIZES})"
+    " -> (Tensor, Tensor, Tensor)",
+)
+_BACKWARD.register_fake(_gradients)
 
 
 class _BackwardCall:
@@ -192,7 +257,7 @@ class _BackwardCall:
         self, launch: Launch, qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, out: Tensor, lse: Tensor, grad_out: Tensor
     ) -> None:
         self.launch, self.qkv, self.lse, self.out, self.grad_out = launch, qkv, lse, out, grad_out
-        self.read = (qkv, bias, logit_scale if logit_scale is not None else bias)
+        self.read = (qkv, *_parameters(bias, logit_scale))
         self.grad_qkv, self.delta = torch.empty_like(qkv), torch.empty_like(lse)
         self.tiles = launch.tiles(qkv)
         self.constants = tile_constants(self.tiles)
@@ -245,6 +310,19 @@ class _BackwardCall:
             **self.common,
             **self.constants["key_value_gradient_kernel"],
         )
+
+
+def _parameters(bias: Tensor, logit_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Bias and logit scale as the kernels read them, fp32; without a scale the bias, which is not read then."""
+    # In units of log2: one product here instead of one per logit.
+    scaled_bias = (bias.float() * LOG2E.value).contiguous()
+    return scaled_bias, scaled_bias if logit_scale is None else _ready(logit_scale.float())
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    """Contiguous and aligned to 16 bytes, for which the kernels were compiled ahead of time; a view may begin anywhere."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

@@ -3,19 +3,15 @@
 `triton.compile` succeeds even when a kernel spills or cannot be launched, so whoever compiles has to look: `Usage.faults`.
 """
 
-import functools
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from simmim_scale.kernels.cubin import read_resources
 from simmim_scale.kernels.window_attention import triton_kernels, triton_split, triton_wide
 from simmim_scale.kernels.window_attention.triton import kernel_constants, tile_constants
 from simmim_scale.kernels.window_attention.triton_tiles import SHARED_MEMORY, Tiles, choose_tiles
@@ -91,20 +87,25 @@ def compile_kernel(name: str, problem: Problem, capability: tuple[int, int], til
     Raises:
         RuntimeError: Triton's cuobjdump, which reads the compiled code, fails.
     """
-    tiles = tiles or problem.tiles(capability)
+    source, options = kernel_source(name, problem, tiles or problem.tiles(capability))
+    kernel = compile(source, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
+    registers, stack = read_resources(kernel.asm["cubin"])
+    products = len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", kernel.asm["ptx"]))
+    return Usage(
+        name, capability, options["num_warps"], registers, stack, kernel.metadata.shared, SHARED_MEMORY[capability], products
+    )
+
+
+def kernel_source(name: str, problem: Problem, tiles: Tiles) -> tuple[ASTSource, dict[str, int]]:
+    """The kernel `name` as a launch on aligned tensors has it compiled, and the compiler's options."""
     function = next(getattr(module, name) for module in (triton_kernels, triton_split, triton_wide) if hasattr(module, name))
     constants = kernel_constants(problem.window, problem.head_dim, cosine=problem.cosine, shifted=problem.shifted)
     constants |= tile_constants(tiles)[name]
-    warps = constants.pop("num_warps")
+    options = {"num_warps": constants.pop("num_warps"), "num_stages": 1}
     signature = {argument: _type(argument, constants, problem.dtype) for argument in function.arg_names}
     attributes = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     values = {(function.arg_names.index(argument),): value for argument, value in constants.items()}
-    source = ASTSource(function, signature, constexprs=values, attrs=attributes)
-    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
-    kernel = compile(source, target=target, options={"num_warps": warps, "num_stages": 1})
-    registers, stack = _resources(kernel.asm["cubin"])
-    products = len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", kernel.asm["ptx"]))
-    return Usage(name, capability, warps, registers, stack, kernel.metadata.shared, SHARED_MEMORY[capability], products)
+    return ASTSource(function, signature, constexprs=values, attrs=attributes), options
 
 
 def _type(argument: str, constants: dict[str, Any], dtype: torch.dtype) -> str:
@@ -113,20 +114,3 @@ def _type(argument: str, constants: dict[str, Any], dtype: torch.dtype) -> str:
     if argument.islower():
         return "i32"
     return "*" + (TYPES[dtype] if argument in IN_DTYPE else "fp32")
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack bytes) per thread."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        result = subprocess.run([_cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=False)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", result.stdout)
-    if found is None:
-        raise RuntimeError(f"cuobjdump did not tell registers and stack (exit code {result.returncode}): {result.stderr.strip()}")
-    return int(found[1]), int(found[2])
-
-
-@functools.cache
-def _cuobjdump() -> str:
-    return str(Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump")

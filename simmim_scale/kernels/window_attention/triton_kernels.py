@@ -14,6 +14,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 MASKED_LOGIT = tl.constexpr(-100.0 * 1.4426950408889634)  # regions.MASKED_LOGIT, in units of log2
 MAX_LOGIT_SCALE = tl.constexpr(4.605170185988092)  # ln 100
 NORM_EPS = tl.constexpr(1e-12)
+# Never compiled in. Triton makes variants of a kernel for sizes of 1 and for multiples of 16: none of those would be one of the
+# kernels that were compiled ahead of time and found not to spill.
+SIZE_ARGUMENTS = (
+    *("height", "width", "grid_rows", "grid_columns", "shift_row", "shift_column", "heads"),
+    *("total_windows", "groups"),
+)
 
 
 @triton.jit
@@ -134,7 +140,7 @@ def through_unit(gradient, vector, COSINE: tl.constexpr):
     return gradient, along
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def forward_kernel(
     QKV, BIAS, SCALE, OUT, LSE,
     height, width, grid_rows, grid_columns, shift_row, shift_column, heads,
@@ -205,7 +211,7 @@ def forward_kernel(
         tl.store(lse + m, peak + tl.log2(total), mask=m < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def query_gradient_kernel(
     QKV, BIAS, SCALE, OUT, LSE, GRAD_OUT, DELTA, GRAD_QKV, GRAD_BIAS, GRAD_SCALE,
     height, width, grid_rows, grid_columns, shift_row, shift_column, heads, total_windows, groups,
@@ -280,7 +286,7 @@ def query_gradient_kernel(
         tl.store(GRAD_SCALE + own * tiles + tile, tl.sum(scale_sum, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def key_value_gradient_kernel(
     QKV, BIAS, SCALE, LSE, GRAD_OUT, DELTA, GRAD_QKV,
     height, width, grid_rows, grid_columns, shift_row, shift_column, heads,

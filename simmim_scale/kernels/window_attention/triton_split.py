@@ -8,6 +8,7 @@ import triton.language as tl
 
 from simmim_scale.kernels.window_attention.triton_kernels import (
     MASKED_LOGIT,
+    SIZE_ARGUMENTS,
     load_bias,
     load_tile,
     logit_factor,
@@ -20,7 +21,7 @@ from simmim_scale.kernels.window_attention.triton_kernels import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def query_only_kernel(
     QKV, BIAS, SCALE, OUT, LSE, GRAD_OUT, DELTA, GRAD_QKV, GRAD_SCALE,
     height, width, grid_rows, grid_columns, shift_row, shift_column, heads,
@@ -74,7 +75,7 @@ def query_only_kernel(
         tl.store(GRAD_SCALE + own * tiles + tile, tl.sum(tl.where(m < N, along, 0.0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def bias_gradient_kernel(
     QKV, BIAS, SCALE, LSE, GRAD_OUT, DELTA, GRAD_BIAS,
     height, width, grid_rows, grid_columns, shift_row, shift_column, heads, total_windows, groups,

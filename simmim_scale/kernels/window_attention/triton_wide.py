@@ -11,6 +11,7 @@ from simmim_scale.kernels.window_attention.triton_kernels import (
     LOG2E,
     MASKED_LOGIT,
     NORM_EPS,
+    SIZE_ARGUMENTS,
     inverse_norm,
     load_bias,
     logit_factor,
@@ -65,7 +66,7 @@ def logits_and_weight_gradients(
     return s, gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def query_only_wide_kernel(
     QKV, BIAS, SCALE, OUT, LSE, GRAD_OUT, DELTA, GRAD_QKV, GRAD_SCALE,
     height, width, grid_rows, grid_columns, shift_row, shift_column, heads,
@@ -137,7 +138,7 @@ def query_only_wide_kernel(
         tl.store(GRAD_SCALE + own * tiles + tile, tl.sum(tl.where(m < N, along, 0.0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def bias_gradient_wide_kernel(
     QKV, BIAS, SCALE, LSE, GRAD_OUT, DELTA, GRAD_BIAS,
     height, width, grid_rows, grid_columns, shift_row, shift_column, heads, total_windows, groups,
