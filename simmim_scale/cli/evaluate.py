@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from simmim_scale.cli.exit_codes import user_errors
-from simmim_scale.cli.together import on_every_rank
+from simmim_scale.cli.together import data_errors, on_every_rank
 from simmim_scale.config.schema import Config
 from simmim_scale.data.classification import TestedView, build_labelled_validation_loader, class_names
+from simmim_scale.data.dataset import LOAD_ERRORS
 from simmim_scale.data.decode import decode_image
 from simmim_scale.data.loader import ValidationLoader
 from simmim_scale.data.remote_index import open_index
@@ -92,10 +93,11 @@ def evaluate_command(weights: str, data: str, options: EvaluationOptions) -> Non
         runtime = start_runtime()
     try:
         configure_logging(Terminal(), level=logging.INFO if runtime.is_main else logging.WARNING)
-        with user_errors(quiet=not runtime.is_main):
+        with user_errors(quiet=not runtime.is_main), data_errors(runtime):
             opened = on_every_rank(runtime, lambda: _open(weights, data, options))
             engine = on_every_rank(runtime, lambda: InferenceEngine(opened.model.module, runtime, precision=options.precision))
-            figures = evaluate(engine, _batches(opened, options, runtime), [PredictionRecorder()], runtime)
+            batches = _batches(opened, options, runtime)
+            figures = evaluate(engine, batches, [PredictionRecorder()], runtime, load_errors=LOAD_ERRORS)
             if runtime.is_main:
                 _write(opened, options, runtime, _predictions(figures, opened))
     finally:

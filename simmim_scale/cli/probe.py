@@ -15,8 +15,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from simmim_scale.cli.exit_codes import user_errors
-from simmim_scale.cli.together import on_every_rank, on_main
+from simmim_scale.cli.together import data_errors, on_every_rank, on_main
 from simmim_scale.config.schema import Config, ProbeConfig
+from simmim_scale.data.dataset import LOAD_ERRORS
 from simmim_scale.engine.inference import InferenceEngine
 from simmim_scale.engine.runtime import Runtime, start_runtime
 from simmim_scale.models.weights import TENSORS
@@ -54,7 +55,7 @@ def probe_command(weights: str, fit: str, test: str, options: ProbeOptions) -> N
         runtime = start_runtime()
     try:
         configure_logging(Terminal(), level=logging.INFO if runtime.is_main else logging.WARNING)
-        with user_errors(quiet=not runtime.is_main):
+        with user_errors(quiet=not runtime.is_main), data_errors(runtime):
             directory = find_weights(weights)
             model, sets, config = on_every_rank(runtime, lambda: _open(directory, fit, test, options))
             out = options.out or directory.parent / "probe"
@@ -90,7 +91,8 @@ def _extract(model: Pretrained, sets: ProbeSets, config: Config, options: ProbeO
     """Features of both sets on the main rank, None elsewhere. Collective."""
     engine = on_every_rank(runtime, lambda: InferenceEngine(model.module, runtime, precision=options.precision))
     probing = Probing(config=config, sets=sets, micro_batch=options.micro_batch, rank=runtime.rank, world_size=runtime.world_size)
-    return evaluate(engine, probing.batches(), [FeatureRecorder()], runtime) or None  # type: ignore[return-value]
+    features = evaluate(engine, probing.batches(), [FeatureRecorder()], runtime, load_errors=LOAD_ERRORS)
+    return features or None  # type: ignore[return-value]
 
 
 def _digest(directory: Path, sets: ProbeSets, config: Config) -> str:

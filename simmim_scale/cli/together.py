@@ -1,10 +1,15 @@
 """Doing things on several ranks so that an error of one is the error of all: nobody waits for a rank that has left."""
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from simmim_scale.cli import exit_codes
 from simmim_scale.engine.runtime import Runtime
+from simmim_scale.train.ahead import LoadingError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -28,6 +33,18 @@ def on_main(runtime: Runtime, action: Callable[[], T]) -> T | None:
     if problem is not None:
         raise ValueError(problem)
     return result
+
+
+@contextlib.contextmanager
+def data_errors(runtime: Runtime) -> Iterator[None]:
+    """Turns images that cannot be read, on whatever rank, into one message and exit code 4."""
+    try:
+        yield
+    except LoadingError as error:
+        if runtime.is_main:
+            log.error("the images cannot be read: %s", error)
+            log.error("Nothing was written. Run the same command again when they can.")
+        raise SystemExit(exit_codes.NO_DATA) from None
 
 
 def _attempt(action: Callable[[], T]) -> tuple[T | None, str | None]:

@@ -29,7 +29,8 @@ from simmim_scale.reports.terminal import Terminal, configure_logging
 from simmim_scale.tasks.classification.probing import Probing, open_probe_sets
 from simmim_scale.tasks.model_card import write_card
 from simmim_scale.tasks.pretrained import CLASS_NAMES
-from simmim_scale.train.loop import Cadence, LoadingError, Loop, Outcome, cadence, fit
+from simmim_scale.train.ahead import LoadingError
+from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
 from simmim_scale.train.spikes import LossSpikeError
 from simmim_scale.train.stop import StopRequest
 

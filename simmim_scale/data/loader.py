@@ -276,13 +276,6 @@ class ValidationLoader:
                     self.quarantine.add(sample)
                 yield batch
 
-    def first(self, count: int) -> Batch:
-        """The first `count` samples of the pass (fewer if there are fewer), loaded here and now, the same on every rank."""
-        loaded = self.dataset.__getitems__(self._request(np.arange(min(count, len(self.samples)))))
-        if isinstance(loaded, Exception):
-            raise loaded
-        return loaded[0]
-
     def _rounds(self) -> Iterator[np.ndarray]:
         return (self.share.rounds(start)[0] for start in range(0, len(self.samples), self.share.global_batch))
 

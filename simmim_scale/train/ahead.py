@@ -9,7 +9,21 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from simmim_scale.engine.runtime import Runtime
+
 Batch = Mapping[str, Tensor]
+
+
+class LoadingError(Exception):
+    """Some rank got no more data."""
+
+
+def raise_problems(runtime: Runtime, problem: Exception | None) -> None:
+    """Raises what any rank met as a LoadingError, on all ranks; nothing where all have data. All ranks call it together."""
+    texts = runtime.gather_objects(None if problem is None else str(problem))
+    found = list(dict.fromkeys(text for text in texts if text is not None))
+    if found:
+        raise LoadingError("\n".join(found)) from problem
 
 
 class Ahead:

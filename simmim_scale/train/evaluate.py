@@ -1,14 +1,16 @@
 """The one evaluation loop, for every task: batches through the engine into evaluators, exact on any world size.
 
-Ranks run equally many batches; `valid` marks the samples that count, so padding changes no number.
+Ranks run equally many batches; `valid` marks the samples that count, so padding changes no number. They run a batch together or
+not at all: a rank that got none says so before the others would wait for it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from simmim_scale.engine.runtime import Runtime
+from simmim_scale.train.ahead import Batch, raise_problems
 
 
 class Evaluator(Protocol):
@@ -32,10 +34,22 @@ class Evaluating(Protocol):
 
 
 def evaluate(
-    engine: Evaluating, batches: Iterable[Mapping[str, Tensor]], evaluators: Sequence[Evaluator], runtime: Runtime
+    engine: Evaluating,
+    batches: Iterable[Batch],
+    evaluators: Sequence[Evaluator],
+    runtime: Runtime,
+    *,
+    load_errors: tuple[type[Exception], ...],
 ) -> dict[str, float]:
-    """Runs every batch once. All ranks must call it together; the figures are complete on the main rank and empty elsewhere."""
-    for batch in batches:
+    """Runs every batch once. All ranks must call it together; the figures are complete on the main rank and empty elsewhere.
+
+    Args:
+        load_errors: what `batches` raises where disks, servers or the set itself fail.
+
+    Raises:
+        LoadingError: a batch could not be loaded on some rank; raised on all of them.
+    """
+    for batch in _together(batches, runtime, load_errors):
         on_device = {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items()}
         outputs = engine.evaluate_step(on_device)
         for evaluator in evaluators:
@@ -47,3 +61,19 @@ def evaluate(
     for evaluator, states in zip(evaluators, gathered, strict=True):
         figures.update(evaluator.result(states))
     return figures
+
+
+def _together(batches: Iterable[Batch], runtime: Runtime, load_errors: tuple[type[Exception], ...]) -> Iterator[Batch]:
+    """The batches, each when all ranks have theirs."""
+    iterator = iter(batches)
+    while True:
+        batch, problem = None, None
+        try:
+            batch = next(iterator, None)
+        except load_errors as error:
+            problem = error
+        if runtime.any_rank(problem is not None):
+            raise_problems(runtime, problem)
+        if batch is None:
+            return
+        yield batch

@@ -7,6 +7,7 @@ On a GPU a step's numbers are read when the next step is queued (`Loop.read_late
 before a validation, a save and the end, nothing is left unread. Asked to stop, such a run does one more step.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from simmim_scale.engine.runtime import Runtime
 from simmim_scale.reports.records import GIB, StepRecord
 from simmim_scale.reports.sinks import Sinks
 from simmim_scale.reports.throughput import Reading, Throughput
-from simmim_scale.train.ahead import Ahead, Batch
+from simmim_scale.train.ahead import Ahead, Batch, LoadingError, raise_problems
 from simmim_scale.train.evaluate import Evaluator, evaluate
 from simmim_scale.train.spikes import LossSpikeError, SpikeDetector
 from simmim_scale.train.stop import StopRequest
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(Enum):
@@ -34,10 +37,6 @@ class Outcome(Enum):
 
     FINISHED = "finished"
     PREEMPTED = "preempted"  # a stop signal came; everything is saved
-
-
-class LoadingError(Exception):
-    """Some rank got no more data; what was trained until then is saved."""
 
 
 class TrainingLoader(Protocol):
@@ -140,7 +139,7 @@ def fit(loop: Loop) -> Outcome:
             if stopping or (saving and not postponed):
                 save_run_state(loop, last=stopping or step == loop.plan.total_steps)
         if stopping and step < loop.plan.total_steps:
-            _raise_problems(loop, ahead)
+            raise_problems(loop.runtime, ahead.problem)
             return Outcome.PREEMPTED
     return Outcome.FINISHED
 
@@ -156,16 +155,8 @@ def _fetch_ahead(loop: Loop) -> Ahead:
     )
     with loop.meter.waiting():
         ahead.fill()
-    _raise_problems(loop, ahead)
+    raise_problems(loop.runtime, ahead.problem)
     return ahead
-
-
-def _raise_problems(loop: Loop, ahead: Ahead) -> None:
-    """Raises what any rank met, on all ranks; nothing where all have data."""
-    texts = loop.runtime.gather_objects(None if ahead.problem is None else str(ahead.problem))
-    found = list(dict.fromkeys(text for text in texts if text is not None))
-    if found:
-        raise LoadingError("\n".join(found)) from ahead.problem
 
 
 def _launch(loop: Loop, ahead: Ahead) -> _Underway:
@@ -211,7 +202,7 @@ def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
     validation: dict[str, float] = {}
     for what in _evaluations(loop, result.step):
         with loop.meter.paused("validation"):
-            validation |= evaluate(loop.engine, what.batches(), what.evaluators(result.step), loop.runtime)
+            validation |= _evaluate(loop, what, result.step)
     return StepRecord(
         step=result.step,
         epoch=loop.plan.epoch_at(result.step),
@@ -231,6 +222,16 @@ def _measure(loop: Loop, result: StepResult, reading: Reading) -> StepRecord:
         save_seconds=None if cost is None else cost.seconds,
         save_gib=None if cost is None else cost.nbytes / GIB,
     )
+
+
+def _evaluate(loop: Loop, what: Validation, step: int) -> dict[str, float]:
+    """The figures; none where the images cannot be read, which is no reason to stop a training that can go on."""
+    try:
+        return evaluate(loop.engine, what.batches(), what.evaluators(step), loop.runtime, load_errors=loop.load_errors)
+    except LoadingError as error:
+        if loop.runtime.is_main:
+            log.error("no validation at step %d, training goes on: %s", step, error)
+        return {}
 
 
 def _report(loop: Loop, record: StepRecord) -> None:

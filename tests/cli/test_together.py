@@ -5,7 +5,8 @@ from threading import Barrier, Thread
 
 import pytest
 
-from simmim_scale.cli.together import on_every_rank, on_main
+from simmim_scale.cli.together import data_errors, on_every_rank, on_main
+from simmim_scale.train.ahead import LoadingError
 
 RANKS = 3
 
@@ -80,3 +81,11 @@ def test_other_errors_are_not_swallowed():
     ranks = Ranks(0, Barrier(1), [None])
     with pytest.raises(ZeroDivisionError):
         on_every_rank(ranks, lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_images_that_cannot_be_read_end_a_command_with_code_4(rank, caplog):
+    with pytest.raises(SystemExit) as ended, data_errors(Ranks(rank, Barrier(1), [None])):
+        raise LoadingError("val-3.tar: not read after 8 attempts")
+    assert ended.value.code == 4
+    assert ("the images cannot be read: val-3.tar: not read after 8 attempts" in caplog.text) == (rank == 0)

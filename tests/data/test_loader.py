@@ -260,12 +260,6 @@ class TestValidation:
         assert few != list(range(6))
         assert self.loaders(index, samples=1000)[0].num_samples == SAMPLES
 
-    def test_the_first_rows_for_a_gallery(self, index):
-        (loader,) = self.loaders(index)
-        alone = self.valid_rows([loader])
-        assert_same(loader.first(6), {name: entry[:6] for name, entry in alone.items()})
-        assert len(loader.first(100)["image"]) == SAMPLES
-
     def test_damaged_images_do_not_count_on_any_world_size(self, make_shards, make_picture, make_file):
         images = [make_file(make_picture(sample)) for sample in range(10)]
         images[4] = b""

@@ -1,8 +1,10 @@
-"""Shards at URLs: read through real local servers, HTTP and S3, that cut connections, stall, corrupt and refuse on purpose."""
+"""Shards at URLs: read through local servers, HTTP, S3 and GCS, that cut connections, stall, corrupt and refuse on purpose."""
 
 import logging
 import multiprocessing
+import os
 import pickle
+import socket
 import sys
 import threading
 import time
@@ -11,6 +13,7 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 from simmim_scale.config.schema import DataConfig, MaskConfig, RemoteConfig
@@ -67,7 +70,30 @@ def s3(local, moto, monkeypatch):
         yield server
 
 
-@pytest.fixture(params=["http", "s3"])
+@pytest.fixture(scope="module")
+def emulator():
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported: it asks buckets by gRPC otherwise
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="pictures")
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def gs(local, emulator):
+    gcsfs = pytest.importorskip("gcsfs")
+    bucket = gcsfs.GCSFileSystem(token="anon", endpoint_url=emulator, skip_instance_cache=True)
+    for path in local.directory.iterdir():
+        bucket.pipe_file(f"pictures/sets/train/{path.name}", path.read_bytes())
+    with FaultyServer(upstream=emulator) as server:
+        server.location, server.options = "gs://pictures/sets/train", {"endpoint_url": server.url, "token": "anon"}
+        yield server
+
+
+@pytest.fixture(params=["http", "s3", "gs"])
 def server(request):
     return request.getfixturevalue(request.param)
 

@@ -10,8 +10,9 @@ from simmim_scale.config.schema import OptimizerConfig, StepConfig, TrainConfig
 from simmim_scale.engine.checkpoint import SaveCost
 from simmim_scale.engine.engine import StepResult
 from simmim_scale.reports.throughput import Throughput
+from simmim_scale.train.ahead import LoadingError
 from simmim_scale.train.evaluate import evaluate
-from simmim_scale.train.loop import Cadence, LoadingError, Loop, Outcome, cadence, fit
+from simmim_scale.train.loop import Cadence, Loop, Outcome, cadence, fit
 from simmim_scale.train.spikes import LossSpikeError, SpikeDetector
 from simmim_scale.train.stop import StopRequest
 
@@ -30,6 +31,9 @@ class FakeRuntime:
 
     def gather_objects(self, value):
         return [value, *self.others]
+
+    def any_rank(self, flag):
+        return flag or any(other is not None for other in self.others)
 
     def memory_bytes(self) -> int:
         return 1
@@ -262,6 +266,27 @@ def test_the_data_of_another_rank_may_be_missing():
     assert events == []
 
 
+class UnreadableValidation(FakeValidation):
+    def batches(self):
+        yield {"position": torch.tensor(5)}
+        raise OSError("validation.tar: not read after 8 attempts")
+
+
+def test_a_validation_that_cannot_be_read_stops_no_training(caplog):
+    loop, events, sinks = build(make(), validation=UnreadableValidation())
+    assert fit(loop) is Outcome.FINISHED
+    assert [record.validation for record in sinks.records] == [None] * 6
+    assert events[-5:] == ["train 6", "evaluate", "record 6", "save 6 at 24", "complete"]
+    assert "no validation at step 3, training goes on: validation.tar: not read after 8 attempts" in caplog.text
+
+
+def test_the_batch_of_another_rank_may_be_missing():
+    engine, runtime = FakeEngine([]), FakeRuntime(others=["validation.tar: the server refuses it"])
+    with pytest.raises(LoadingError, match="the server refuses it"):
+        evaluate(engine, FakeValidation().batches(), [Total()], runtime, load_errors=(OSError,))
+    assert engine.events == []
+
+
 def test_a_fault_of_the_code_is_no_lack_of_data():
     loop, _, _ = build(make())
     with pytest.raises(ZeroDivisionError):
@@ -283,7 +308,7 @@ def test_cadence_defaults_to_an_epoch_and_never_misses_the_last_step():
 def test_ranks_that_are_not_main_report_no_figures():
     runtime = FakeRuntime(is_main=False)
     engine = FakeEngine([])
-    assert evaluate(engine, FakeValidation().batches(), [Total()], runtime) == {}
+    assert evaluate(engine, FakeValidation().batches(), [Total()], runtime, load_errors=(OSError,)) == {}
     assert engine.events == ["evaluate", "evaluate"]
 
 
