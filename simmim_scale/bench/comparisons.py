@@ -1,28 +1,75 @@
-"""Forms of window attention that are measured against and never chosen: FlexAttention, and torch.compile on the reference."""
+"""What `simmim bench kernels` measures: implementations of dispatch, and beside them FlexAttention and compiled references."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from simmim_scale.kernels.window_attention import reference
+from simmim_scale.bench.kernel_cases import AttentionCase, Case, LossCase, NormCase
+from simmim_scale.kernels.dispatch import refusals
+from simmim_scale.kernels.masked_loss import masked_loss
+from simmim_scale.kernels.masked_loss import reference as masked_loss_reference
+from simmim_scale.kernels.norm import post_norm, pre_norm
+from simmim_scale.kernels.window_attention import reference, window_attention
 from simmim_scale.kernels.window_attention.reference import merge, partition
 from simmim_scale.kernels.window_attention.regions import MASKED_LOGIT, window_regions
 from simmim_scale.kernels.window_attention.sdpa import scaled_query_key
 
+COMPILED = "reference, compiled"
+FLEX = "flex, compiled"
 
-def compiled_reference() -> Callable[..., Tensor]:
-    """The reference through torch.compile."""
-    return torch.compile(reference.window_attention, dynamic=False)
+
+@dataclass(frozen=True)
+class Contender:
+    """A form of an op. `no_backward`: why only its forward pass is measured."""
+
+    function: Callable[..., Any]
+    no_backward: str | None = None
+
+
+def find_contenders(
+    case: Case, *, device: torch.device, dtype: torch.dtype, comparisons: bool
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Name -> form, for what can run here; and name -> reason, for what is not measured or only in part.
+
+    Args:
+        comparisons: also forms that dispatch does not know.
+    """
+    found, left_out = {}, {}
+    for name, reason in refusals(case.op, device=device, dtype=dtype, **case.facts).items():
+        if name == "compile" and not comparisons:
+            left_out[name] = "--no-comparisons"
+        elif reason is None:
+            found[name] = Contender(functools.partial(_contract(case), implementation=name))
+        else:
+            left_out[name] = reason
+    if comparisons and isinstance(case, AttentionCase | LossCase):  # the norms' is an implementation, "compile"
+        plain = reference.window_attention if isinstance(case, AttentionCase) else masked_loss_reference.masked_loss
+        found[COMPILED] = Contender(torch.compile(plain, dynamic=False))
+    if comparisons and isinstance(case, AttentionCase):
+        reason = None if device.type == "cuda" else "backward: PyTorch's FlexAttention has none on a CPU"
+        found[FLEX] = Contender(flex(compiled=True), reason)
+        if reason is not None:
+            left_out[FLEX] = reason
+    return found, left_out
+
+
+def _contract(case: Case) -> Callable[..., Any]:
+    if isinstance(case, NormCase):
+        return post_norm if case.post else pre_norm
+    return window_attention if isinstance(case, AttentionCase) else masked_loss
 
 
 def flex(*, compiled: bool) -> Callable[..., Tensor]:
     """FlexAttention with the bias and the regions in its score function; without compiling it is slow and runs anywhere."""
     attend = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
 
-    def window_attention(
+    def flex_window_attention(
         qkv: Float[Tensor, "b h w c3"],
         bias: Float[Tensor, "heads n n"],
         *,
@@ -42,7 +89,7 @@ def flex(*, compiled: bool) -> Callable[..., Tensor]:
         merged = merge(attended.reshape(batch, -1, *attended.shape[1:]), batch, height, width, window)
         return torch.roll(merged, shift, dims=(1, 2)) if any(shift) else merged
 
-    return window_attention
+    return flex_window_attention
 
 
 def _score(bias: Tensor, regions: Tensor, *, shifted: bool) -> Callable[..., Tensor]:

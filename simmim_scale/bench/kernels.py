@@ -1,14 +1,13 @@
-"""`simmim bench kernels`: window attention at every stage of the published models, against what this device could do at best.
+"""`simmim bench kernels`: window attention, norms and masked loss of the published models, against what this device could do.
 
 The floor of a pass is the larger of two times: its bytes at the measured speed of a device copy, its multiply-adds at that of a
-matrix product. Bytes are those that no implementation can avoid: forward reads the projection and writes the output and the
-log-sum-exp; backward reads projection, output, its gradient and log-sum-exp, and writes the projection's gradient.
+matrix product. `kernel_cases.py` says which bytes those are.
 """
 
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
@@ -16,45 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simmim_scale.bench.comparisons import compiled_reference, flex
-from simmim_scale.kernels.dispatch import choose, implementations
+from simmim_scale.bench.comparisons import Contender, find_contenders
+from simmim_scale.bench.kernel_cases import Case
 
-OP = "window_attention"
-HEAD_DIM = 32
-# Model -> base channels, window, cosine; all at 192 px with patches of 4 (S table 1).
-MODELS = {"swin_b": (128, 6, False), "swin_l": (192, 12, False), "swinv2_h": (352, 12, True)}
-SIDES = (48, 24, 12, 6)  # tokens per axis of the four stages
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One attention layer: a stage of a model at a batch size."""
-
-    model: str
-    stage: int
-    batch: int
-    side: int
-    heads: int
-    window: int
-    shift: int
-    cosine: bool
-
-    @property
-    def units(self) -> int:
-        """Matrices of logits: images * windows * heads."""
-        return self.batch * (self.side // self.window) ** 2 * self.heads
-
-    def bytes(self, itemsize: int) -> dict[str, int]:
-        """Bytes that must be moved, forward and backward."""
-        tokens = self.window**2
-        values, statistics_ = self.units * tokens * HEAD_DIM * itemsize, self.units * tokens * 4
-        return {"forward": 4 * values + statistics_, "backward": 8 * values + statistics_}
-
-    def flops(self) -> dict[str, int]:
-        """Floating-point operations of the matrix products; backward includes the logits once more."""
-        product = 2 * self.units * self.window**4 * HEAD_DIM
-        return {"forward": 2 * product, "backward": 5 * product}
 
 
 @dataclass(frozen=True)
@@ -71,7 +35,7 @@ class Settings:
 
     Attributes:
         turns: times that every implementation gets its turn; the median is reported.
-        comparisons: also torch.compile on the reference and FlexAttention.
+        comparisons: also torch.compile on the references, and FlexAttention.
     """
 
     device: torch.device
@@ -80,8 +44,8 @@ class Settings:
     comparisons: bool = False
 
 
-def choose_settings(dtype: str | None, *, turns: int, comparisons: bool | None) -> Settings:
-    """Settings for this machine; None: bf16 and all comparisons on a GPU, fp32 and the project's own forms without one.
+def choose_settings(dtype: str | None, *, turns: int, comparisons: bool) -> Settings:
+    """Settings for this machine; None: bf16 on a GPU, fp32 without one.
 
     Raises:
         ValueError: unknown type.
@@ -91,37 +55,20 @@ def choose_settings(dtype: str | None, *, turns: int, comparisons: bool | None) 
     if name not in DTYPES:
         raise ValueError(f"unknown type {name!r}. Known: {', '.join(DTYPES)}.")
     device = torch.device("cuda" if cuda else "cpu")
-    return Settings(device, DTYPES[name], turns=turns, comparisons=cuda if comparisons is None else comparisons)
-
-
-def cases(models: Iterable[str], batches: Iterable[int]) -> list[Case]:
-    """All stages of the models at each batch size; stages of more than one window are measured shifted.
-
-    Raises:
-        ValueError: unknown model.
-    """
-    found = []
-    batches = list(batches)
-    for model in models:
-        if model not in MODELS:
-            raise ValueError(f"unknown model {model!r}. Known: {', '.join(MODELS)}.")
-        channels, window, cosine = MODELS[model]
-        for batch in batches:
-            for stage, side in enumerate(SIDES):
-                own = min(window, side)
-                heads = channels * 2**stage // HEAD_DIM
-                found.append(Case(model, stage + 1, batch, side, heads, own, own // 2 if side > own else 0, cosine))
-    return found
+    return Settings(device, DTYPES[name], turns=turns, comparisons=comparisons)
 
 
 def bench_kernels(all_cases: Iterable[Case], settings: Settings, *, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Measure; the result is what `simmim bench kernels --json` writes."""
+    """Measure; the result is what `simmim bench kernels --out` writes as kernels.json."""
     ceilings = measure_ceilings(settings)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, dict[str, str]] = {}
     for case in all_cases:
-        progress(f"{case.model} stage {case.stage}, batch {case.batch}")
-        rows += _bench_case(case, settings, ceilings)
-    return {"environment": environment(settings), "ceilings": asdict(ceilings), "rows": rows}
+        progress(f"{case.op}: {case.layer}")
+        found, reasons = _bench_case(case, settings, ceilings)
+        rows += found
+        left_out.setdefault(case.op, {}).update(reasons)
+    return {"environment": environment(settings), "ceilings": asdict(ceilings), "rows": rows, "left_out": left_out}
 
 
 def environment(settings: Settings) -> dict[str, Any]:
@@ -150,50 +97,43 @@ def measure_ceilings(settings: Settings) -> Ceilings:
     return Ceilings(copy=2 * elements / copied, product=2 * side**3 / multiplied)
 
 
-def contenders(settings: Settings, case: Case) -> dict[str, Callable[..., Tensor]]:
-    """Name -> function, for what can run here."""
-    facts = {"head_dim": HEAD_DIM, "tokens": case.window**2}
-    able = {}
-    for name in implementations(OP):
-        try:
-            able[name] = choose(OP, name, device=settings.device, dtype=settings.dtype, **facts).function
-        except ValueError:  # refused here, with a reason; the table shows what ran
-            continue
-    if settings.comparisons:
-        able["reference, compiled"] = compiled_reference()
-        if settings.device.type == "cuda":
-            able["flex, compiled"] = flex(compiled=True)
-    return able
-
-
-def _bench_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[dict[str, Any]]:
-    layers = {name: _Layer(function, case, settings) for name, function in contenders(settings, case).items()}
-    expected = layers["reference"].output().float()
-    times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "backward": []} for name in layers}
+def _bench_case(case: Case, settings: Settings, ceilings: Ceilings) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows of a case, and why what is missing in them is."""
+    torch._dynamo.reset()  # forms of earlier cases count against its limit, beyond which it quietly compiles no more
+    found, left_out = find_contenders(case, device=settings.device, dtype=settings.dtype, comparisons=settings.comparisons)
+    layers = {name: _Layer(contender, case, settings) for name, contender in found.items()}
+    times: dict[str, dict[str, list[float]]] = {name: {direction: [] for direction in layers[name].passes} for name in layers}
     for _ in range(settings.turns):
         for name, layer in layers.items():  # in turns, so that a busy machine slows all of them
-            times[name]["forward"].append(_once(layer.forward, settings))
-            times[name]["backward"].append(_once(layer.backward, settings))
-    rows = []
+            for direction, work in layer.passes.items():
+                times[name][direction].append(_once(work, settings))
     floors = floor_seconds(case, settings.dtype.itemsize, ceilings)
+    expected = {direction: work() for direction, work in layers["reference"].passes.items()}
+    rows = []
     for name, layer in layers.items():
-        medians = {direction: statistics.median(values) for direction, values in times[name].items()}
-        difference = (layer.output().float() - expected).norm() / expected.norm()
-        rows.append(_row(case, name, medians, floors, settings.dtype.itemsize) | {"difference": float(difference)})
-    return rows
+        row = {"op": case.op, "layer": case.layer, "implementation": name, "case": asdict(case)}
+        for direction, work in layer.passes.items():
+            row[direction] = _figures(case, direction, times[name][direction], floors, settings.dtype.itemsize)
+            row[direction]["difference"] = _difference(work(), expected[direction])
+        rows.append(row)
+    return rows, left_out
 
 
-def _row(case: Case, name: str, medians: dict[str, float], floors: dict[str, float], itemsize: int) -> dict[str, Any]:
-    row = asdict(case) | {"implementation": name}
-    for direction, seconds in medians.items():
-        row[direction] = {
-            "seconds": seconds,
-            "bytes": case.bytes(itemsize)[direction],
-            "flops": case.flops()[direction],
-            "floor_seconds": floors[direction],
-            "times_floor": seconds / floors[direction],
-        }
-    return row
+def _difference(ours: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest |ours - reference| / |reference| of several tensors, in norm."""
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, expected, strict=True)]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def _figures(case: Case, direction: str, times: list[float], floors: dict[str, float], itemsize: int) -> dict[str, Any]:
+    seconds = statistics.median(times)
+    return {
+        "seconds": seconds,
+        "bytes": case.bytes(itemsize)[direction],
+        "flops": case.flops()[direction],
+        "floor_seconds": floors[direction],
+        "times_floor": seconds / floors[direction],
+    }
 
 
 def floor_seconds(case: Case, itemsize: int, ceilings: Ceilings) -> dict[str, float]:
@@ -203,31 +143,29 @@ def floor_seconds(case: Case, itemsize: int, ceilings: Ceilings) -> dict[str, fl
 
 
 class _Layer:
-    """One implementation on one case: its inputs, and the two passes."""
+    """One form on one case: its inputs, and `passes`, what is measured."""
 
-    def __init__(self, function: Callable[..., Tensor], case: Case, settings: Settings) -> None:
-        generator = torch.Generator().manual_seed(case.stage)
-        tokens, channels = case.window**2, case.heads * HEAD_DIM
-        shape = (case.batch, case.side, case.side, 3 * channels)
-        qkv = torch.randn(shape, generator=generator).to(settings.device, settings.dtype)
-        bias = torch.randn(case.heads, tokens, tokens, generator=generator).to(settings.device)
-        scale = torch.full((case.heads,), 2.3, device=settings.device) if case.cosine else None
-        self._inputs = [tensor.requires_grad_() for tensor in (qkv, bias, scale) if tensor is not None]
-        self._scale = scale
-        self._function = function
-        self._arguments = {"num_heads": case.heads, "window": (case.window,) * 2, "shift": (case.shift,) * 2}
-        self._output = self.forward()
-        self._grad = torch.randn(self._output.shape, generator=generator).to(settings.device, settings.dtype)
-        self.backward()  # compiles where something is compiled
+    def __init__(self, contender: Contender, case: Case, settings: Settings) -> None:
+        generator = torch.Generator().manual_seed(1)
 
-    def forward(self) -> Tensor:
-        return self._function(*self._inputs[:2], logit_scale=self._scale, **self._arguments)
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(settings.device)
+
+        self._prepared = case.prepare(random, settings.dtype)
+        self._function = contender.function
+        self.passes: dict[str, Callable[[], tuple[Tensor, ...]]] = {"forward": self.forward}
+        if contender.no_backward is None:
+            for leaf in self._prepared.leaves:
+                leaf.requires_grad_()
+            self._outputs = self.forward()
+            self._grads = [random(*output.shape).to(output.dtype) for output in self._outputs]
+            self.passes["backward"] = self.backward
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return self._prepared.apply(self._function)
 
     def backward(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self._output, self._inputs, self._grad, retain_graph=True)
-
-    def output(self) -> Tensor:
-        return self._output.detach()
+        return torch.autograd.grad(self._outputs, self._prepared.leaves, self._grads, retain_graph=True)
 
 
 def _once(work: Callable[[], Any], settings: Settings) -> float:

@@ -55,28 +55,37 @@ def loader(
 
 @bench_app.command()
 def kernels(
+    op: Annotated[
+        list[str] | None, typer.Option(help="window_attention, norm or masked_loss; several times. Default: all.")
+    ] = None,
     model: Annotated[list[str] | None, typer.Option(help="swin_b, swin_l or swinv2_h; several times. Default: all.")] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Images; several times. Default: 32 and 128 on a GPU, 1 else.")
     ] = None,
+    stage: Annotated[list[int] | None, typer.Option(help="Stage of the models, 1 to 4; several times. Default: all.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32. Default: bf16 on a GPU, fp32 else.")] = None,
     turns: Annotated[int, typer.Option(min=1, help="Turns of every implementation; the median counts.")] = 5,
     comparisons: Annotated[
-        bool | None, typer.Option(help="Also torch.compile on the reference, and FlexAttention. Default: on a GPU.")
-    ] = None,
+        bool, typer.Option(help="Also torch.compile on the references, and FlexAttention: up to half a minute a layer on a CPU.")
+    ] = True,
     out: Annotated[Path | None, typer.Option(help="Directory for kernels.json and kernels.png.")] = None,
 ) -> None:
-    """Time of window attention at every stage against what this device's copies and matrix products allow."""
-    from simmim_scale.bench.kernels import bench_kernels, cases, choose_settings
-    from simmim_scale.bench.kernels_report import kernel_table, write_results
+    """Time of each kernel at every stage against what this device's copies and matrix products allow."""
+    from simmim_scale.bench.kernel_cases import MODELS, OPS, make_cases
+    from simmim_scale.bench.kernels import bench_kernels, choose_settings
+    from simmim_scale.bench.kernels_report import kernel_tables, left_out_lines, write_results
 
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 130)  # a narrow terminal wraps the tables; no figure is cut short
     with user_errors():
         settings = choose_settings(dtype, turns=turns, comparisons=comparisons)
         batches = batch or ([32, 128] if settings.device.type == "cuda" else [1])
-        all_cases = cases(model or ["swin_b", "swin_l", "swinv2_h"], batches)
+        all_cases = make_cases(op or OPS, model or MODELS, batches, stage or (1, 2, 3, 4))
         result = bench_kernels(all_cases, settings, progress=lambda text: console.print(text, style="dim"))
-    console.print(kernel_table(result), width=max(console.width, 110))
+    for table in kernel_tables(result):
+        console.print(table)
+    for line in left_out_lines(result):
+        console.print(line, markup=False)
     if out is not None:
         for path in write_results(result, out):
             console.print(str(path))

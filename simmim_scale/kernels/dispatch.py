@@ -109,7 +109,7 @@ def choose_name(op: str, name: str, *, device: torch.device, dtype: torch.dtype,
 @functools.lru_cache(maxsize=4096)  # a pure function that runs once per layer and step
 def _choose(op: str, name: str, device_type: str, dtype: torch.dtype, facts: tuple[tuple[str, Any], ...]) -> Choice:
     table = _table(op)
-    reasons = {entry.name: _unavailable(entry, device_type, dtype, dict(facts)) for entry in table}
+    reasons = _reasons(op, device_type, dtype, dict(facts))
     able = [entry for entry in table if reasons[entry.name] is None]
     if name == "auto":
         if not able:
@@ -125,6 +125,15 @@ def _choose(op: str, name: str, device_type: str, dtype: torch.dtype, facts: tup
         raise ValueError(f"{op}: {name} cannot run here: {reasons[name]}. Can run here: {others}. Choose one of them, or auto.")
     entry = next(entry for entry in table if entry.name == name)
     return Choice(name, "asked for by name", op, entry.module)
+
+
+def refusals(op: str, *, device: torch.device, dtype: torch.dtype, **facts: Any) -> dict[str, str | None]:
+    """Why each implementation of `op` cannot run here, in words; None: it can."""
+    return _reasons(op, torch.device(device).type, dtype, facts)
+
+
+def _reasons(op: str, device_type: str, dtype: torch.dtype, facts: dict[str, Any]) -> dict[str, str | None]:
+    return {entry.name: _unavailable(entry, device_type, dtype, facts) for entry in _table(op)}
 
 
 def describe(names: Mapping[str, str], *, device: torch.device, dtype: torch.dtype, **facts: Any) -> list[dict[str, str]]:

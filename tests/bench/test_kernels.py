@@ -8,13 +8,14 @@ import torch
 from typer.testing import CliRunner
 
 from simmim_scale.bench.comparisons import flex
-from simmim_scale.bench.kernels import Case, Ceilings, cases, floor_seconds
+from simmim_scale.bench.kernel_cases import AttentionCase, LossCase, make_cases
+from simmim_scale.bench.kernels import Ceilings, floor_seconds
 from simmim_scale.cli.app import app
 from simmim_scale.kernels.window_attention import window_attention
 
 
 def test_bytes_of_swinv2_h_stage_3_are_those_of_its_tensors():
-    case = next(case for case in cases(["swinv2_h"], [128]) if case.stage == 3)
+    (case,) = make_cases(["window_attention"], ["swinv2_h"], [128], [3])
     assert (case.heads, case.window, case.shift, case.side) == (44, 12, 0, 12)
     tokens, channels = 128 * 12 * 12, 44 * 32
     assert case.bytes(2)["forward"] == 2 * tokens * 4 * channels + 4 * tokens * 44
@@ -24,19 +25,34 @@ def test_bytes_of_swinv2_h_stage_3_are_those_of_its_tensors():
 
 
 def test_the_floor_is_the_slower_of_copy_and_product():
-    case = Case("m", 1, 1, 8, 1, 4, 2, cosine=True)
+    case = AttentionCase("m", 1, 1, 8, 1, 4, 2, cosine=True)
     moved, computed = case.bytes(2)["forward"], case.flops()["forward"]
     assert floor_seconds(case, 2, Ceilings(copy=moved, product=computed / 3))["forward"] == pytest.approx(3.0)
     assert floor_seconds(case, 2, Ceilings(copy=moved / 5, product=computed))["forward"] == pytest.approx(5.0)
 
 
+def test_bytes_of_norm_and_loss_are_those_of_their_tensors():
+    (post,) = make_cases(["norm"], ["swinv2_h"], [2], [2])
+    assert post.bytes(4)["forward"] == 4 * 3 * 2 * 24 * 24 * 704  # branch and residual in, sum out
+    (pre,) = make_cases(["norm"], ["swin_b"], [2], [1])
+    assert pre.bytes(2)["backward"] == 2 * 4 * 2 * 48 * 48 * 128  # the sum and two gradients in, one out
+    numbers = 3 * 22 * 3 * 32 * 32
+    assert LossCase(3).bytes(2) == {"forward": 3 * numbers, "backward": 2 * numbers}
+
+
 def test_every_stage_is_there_and_the_last_has_one_window():
-    found = cases(["swin_b", "swinv2_h"], [1, 2])
+    found = make_cases(["window_attention"], ["swin_b", "swinv2_h"], [1, 2])
     assert len(found) == 16
     last = found[-1]
     assert (last.side, last.window, last.shift, last.heads) == (6, 6, 0, 88)
-    with pytest.raises(ValueError, match=r"unknown model 'vit'\. Known: swin_b, swin_l, swinv2_h"):
-        cases(["vit"], [1])
+    assert len(make_cases(["norm", "masked_loss"], ["swin_b", "swinv2_h"], [1, 2])) == 16 + 2
+    for wrong, message in (
+        ((["norm"], ["vit"], [1]), r"unknown model 'vit'\. Known: swin_b, swin_l, swinv2_h"),
+        ((["gelu"], ["swin_b"], [1]), r"unknown op 'gelu'\. Known: window_attention, norm, masked_loss"),
+        ((["norm"], ["swin_b"], [1], [5]), r"unknown stage 5\. Known: 1, 2, 3, 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_cases(*wrong)
 
 
 @pytest.mark.parametrize("cosine", [True, False])
@@ -52,20 +68,45 @@ def test_flex_attention_computes_the_same(cosine, shift):
     torch.testing.assert_close(ours, window_attention(qkv, bias, implementation="reference", **arguments), rtol=1e-4, atol=1e-5)
 
 
-def test_the_command_prints_a_table_and_writes_json_and_a_plot(tmp_path):
-    arguments = ["bench", "kernels", "--model", "swin_b", "--batch", "1", "--turns", "1", "--out", str(tmp_path)]
-    result = CliRunner().invoke(app, arguments)
+def run_bench(out, *arguments):
+    """What the command prints, and what it writes."""
+    result = CliRunner().invoke(app, ["bench", "kernels", "--batch", "1", "--turns", "1", "--out", str(out), *arguments])
     assert result.exit_code == 0, result.output
-    written = json.loads((tmp_path / "kernels.json").read_text())
-    assert {row["implementation"] for row in written["rows"]} == {"cpu", "sdpa", "reference"}
-    assert len(written["rows"]) == 12
+    assert (out / "kernels.png").read_bytes().startswith(b"\x89PNG")
+    return result.output, json.loads((out / "kernels.json").read_text())
+
+
+def test_the_command_measures_every_op_and_writes_json_and_a_plot(tmp_path):
+    output, written = run_bench(tmp_path, "--model", "swin_b", "--no-comparisons")
+    names = {(row["op"], row["implementation"]) for row in written["rows"]}
+    assert names == {
+        *(("window_attention", name) for name in ("cpu", "sdpa", "reference")),
+        *(("norm", name) for name in ("torch_native", "reference")),
+        *(("masked_loss", name) for name in ("one_pass", "reference")),
+    }
+    assert len(written["rows"]) == 4 * 3 + 4 * 2 + 2
     for row in written["rows"]:
-        assert row["difference"] < 1e-5
-        assert row["forward"]["seconds"] > 0
-        assert row["backward"]["times_floor"] == pytest.approx(row["backward"]["seconds"] / row["backward"]["floor_seconds"])
+        for direction in ("forward", "backward"):
+            assert row[direction]["difference"] < 1e-5
+            assert row[direction]["seconds"] > 0
+            assert row[direction]["times_floor"] == pytest.approx(row[direction]["seconds"] / row[direction]["floor_seconds"])
     assert written["ceilings"]["copy"] > 1e8
-    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
-    assert "swin_b/4 b1 w6" in result.output
+    assert written["left_out"]["norm"]["triton"] == "it runs on an NVIDIA GPU, got cpu"
+    assert "Window attention, not measured: triton (it runs on an NVIDIA GPU, got cpu)" in output
+    assert "swin_b stage 4, batch 1" in output
+    assert "\u2026" not in output  # no cell is cut short
+
+
+def test_comparisons_run_on_a_cpu_and_what_they_lack_is_said(tmp_path):
+    arguments = ("--model", "swinv2_h", "--stage", "4", "--op", "window_attention", "--op", "masked_loss")
+    output, written = run_bench(tmp_path, *arguments)
+    rows = {(row["op"], row["implementation"]): row for row in written["rows"]}
+    for op, name in (("window_attention", "reference, compiled"), ("masked_loss", "reference, compiled")):
+        assert max(rows[op, name][direction]["difference"] for direction in ("forward", "backward")) < 1e-5
+    flexible = rows["window_attention", "flex, compiled"]
+    assert flexible["forward"]["difference"] < 1e-5
+    assert "backward" not in flexible
+    assert "flex, compiled (backward: PyTorch's FlexAttention has none on a CPU)" in output
 
 
 @pytest.mark.parametrize(
