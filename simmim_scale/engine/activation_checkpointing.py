@@ -5,7 +5,9 @@ Which blocks and what is kept is the policy (`engine.activation_checkpointing`);
 computation gives the first one's bits, and no generator needs rewinding.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -95,7 +97,7 @@ def _runner(policy: str, backend: str, pin_memory: bool) -> Runner:
 
 
 def _torch(policy: str, pin_memory: bool) -> Runner:
-    kept: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keeps)} if policy == "selective" else {}
+    kept: dict[str, Any] = {"context_fn": _selective_contexts} if policy == "selective" else {}
 
     def run(inner: Callable[..., Any], args: Sequence[Any]) -> Any:
         return checkpoint(inner, *args, use_reentrant=False, preserve_rng_state=False, **kept)
@@ -163,6 +165,38 @@ class _Call(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return self.inner(*args)
+
+
+def _selective_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the first computation, which keeps, and for the second, which finds what was kept."""
+    keeping, finding = create_selective_checkpoint_contexts(_keeps)
+    return _with_linears_seen(keeping), _with_linears_seen(finding)
+
+
+@contextlib.contextmanager
+def _with_linears_seen(policy: AbstractContextManager[Any]) -> Iterator[None]:
+    """Linear maps of ZeRO-3 as operators that a policy sees, within this context alone.
+
+    zero.Init replaces `F.linear` by a function with its own backward, which frees the weight after forward. Inside it gradients
+    are off and the bias is added in place: no result to keep. A checkpointed block keeps no weight of its first computation
+    anyway. PyTorch's own `F.linear` would be seen too, but adds the bias inside the product: other bits from 352 channels on.
+    """
+    before = torch.nn.functional.linear
+    if before.__name__ == "zero3_linear_wrap":
+        torch.nn.functional.linear = _linear_as_zero3  # type: ignore[assignment]
+    try:
+        with policy:
+            yield
+    finally:
+        torch.nn.functional.linear = before
+
+
+def _linear_as_zero3(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`deepspeed.runtime.zero.linear` (0.19.8) bit for bit: a product, then the bias; both at once for a matrix."""
+    if input.dim() == 2 and bias is not None:
+        return torch.addmm(bias, input, weight.t())
+    product = input.matmul(weight.t())
+    return product if bias is None else product + bias
 
 
 def _keeps(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

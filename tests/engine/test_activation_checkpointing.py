@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from simmim_scale.config.schema import IMAGENET_MEAN, IMAGENET_STD, ObjectiveConfig, SwinV2Config
-from simmim_scale.engine.activation_checkpointing import apply_activation_checkpointing
+from simmim_scale.engine.activation_checkpointing import _linear_as_zero3, apply_activation_checkpointing
 from simmim_scale.objectives.simmim import build_simmim
 
 
@@ -129,6 +129,21 @@ def test_policies_differ_in_what_they_compute_again():
     # Our attention on a CPU is an op of its own, which nobody counts: selective computes nothing else again that is a product.
     assert work["none"] == work["selective"] < work["stage"] < work["block"]
     assert work["offload"] == work["block"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tokens", [(2, 3, 3), (18,)], ids=["image", "matrix"])
+def test_a_linear_map_that_the_policy_sees_has_the_bits_of_zero_3s(tokens, bias, generator):
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    shapes = [(*tokens, 704), (96, 704), *([(96,)] if bias else [])]  # from 352 on F.linear differs
+    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    grad = torch.randn(*tokens, 96, generator=generator)
+    results = []
+    for linear in (zero3_linear_wrap, _linear_as_zero3):
+        out = linear(*inputs)
+        results.append([out, *torch.autograd.grad(out, inputs, grad)])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_a_backbone_without_stages_says_what_it_lacks():

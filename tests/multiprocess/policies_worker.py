@@ -9,6 +9,7 @@ from pathlib import Path
 
 import simmim_worker
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simmim_scale.config.schema import (
     IMAGENET_MEAN,
@@ -25,6 +26,19 @@ from simmim_scale.engine.runtime import Runtime, leave, start_runtime
 from simmim_scale.objectives.simmim import build_simmim
 
 STEPS, SAVED = 4, 2
+PRODUCTS = {getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution")}
+
+
+class ProductCount(TorchDispatchMode):
+    """How many matrix products and convolutions are computed; what a checkpoint finds kept is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func in PRODUCTS
+        return func(*args, **(kwargs or {}))
 
 
 def make(runtime: Runtime, settings: dict) -> Engine:
@@ -68,7 +82,8 @@ def curve(runtime: Runtime, directory: Path, settings: dict) -> dict:
     for number in range(STEPS):
         if number == SAVED and offloads:
             store.save(engine, {})
-        losses.append(step(engine, number))
+        with ProductCount() as counter:
+            losses.append(step(engine, number))
     held = state_of_rank(engine)
     weights = sum(value.double().abs().sum().item() for value in engine.full_state_dict().values())
     engine.destroy()
@@ -78,7 +93,7 @@ def curve(runtime: Runtime, directory: Path, settings: dict) -> dict:
         store.load(engine, store.newest())
         resumed = [step(engine, number) for number in range(SAVED, STEPS)]
         engine.destroy()
-    return {"losses": losses, "resumed": resumed, "weights": weights, "held": held}
+    return {"losses": losses, "resumed": resumed, "weights": weights, "held": held, "products": counter.products}
 
 
 def main() -> None:
