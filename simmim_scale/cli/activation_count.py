@@ -6,7 +6,7 @@ sample, what stays (position bias tables) is fixed. No memory is used, whatever 
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from simmim_scale.config.memory import BlockCost, Linear, ModelCost
-from simmim_scale.config.schema import Config
+from simmim_scale.config.schema import Config, SwinBaseConfig
 from simmim_scale.engine.activation_checkpointing import KEPT_BY_SELECTIVE
+from simmim_scale.engine.sequential_attention import apply_sequential_attention
 from simmim_scale.models.complexity import count_parameters
+from simmim_scale.models.windows import stage_sides
 from simmim_scale.objectives.simmim import build_simmim
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,8 +57,31 @@ def count_simmim(config: Config, *, on_gpu: bool) -> ModelCost:
         }
 
     mode = contextlib.nullcontext() if on_gpu else FakeTensorMode(allow_non_fake_inputs=True)  # drop path draws on the CPU
+    dtype, rows = DTYPES[config.engine.precision], config.engine.sequential_attention
     with mode, torch.device(device):
-        return count_module(build(), batch, dtype=DTYPES[config.engine.precision])
+        whole = count_module(build(), batch, dtype=dtype)
+        if rows == 0:
+            return whole
+        module = build()
+        apply_sequential_attention(module, rows)
+        return _with_turns(count_module(module, batch, dtype=dtype), whole, rows, _rows_of_windows(config))
+
+
+def _rows_of_windows(config: Config) -> list[int]:
+    """Of one image, by stage, as the backbone pads it."""
+    assert isinstance(config.model, SwinBaseConfig)
+    sides = stage_sides(config.model.image_size, config.model.patch_size, len(config.model.depths))
+    return [-(-height // min(height, config.model.window_size)) for height, _ in sides]
+
+
+def _with_turns(counted: ModelCost, whole: ModelCost, rows: int, in_image: list[int]) -> ModelCost:
+    """Adds what one turn of attention holds: its share of what all of an image's windows would save."""
+
+    def block(turns: BlockCost, plain: BlockCost) -> BlockCost:
+        spared = Linear(plain.saved.fixed - turns.saved.fixed, plain.saved.per_sample - turns.saved.per_sample)
+        return replace(turns, in_turn=spared, turn=min(1.0, rows / in_image[turns.stage]) if turns.again else 0.0)
+
+    return replace(counted, blocks=tuple(map(block, counted.blocks, whole.blocks)))
 
 
 def count_module(module: nn.Module, batch: Callable[[int], Mapping[str, Any]], *, dtype: torch.dtype) -> ModelCost:
@@ -77,6 +102,7 @@ def count_module(module: nn.Module, batch: Callable[[int], Mapping[str, Any]], *
             saved=_line(first.saved, second.saved),
             kept=_line(first.kept, second.kept),
             multiply_adds=second.multiply_adds - first.multiply_adds,
+            again=second.again - first.again,
         )
         for first, second in zip(one.blocks, two.blocks, strict=True)
     )
@@ -100,6 +126,7 @@ class _Block:
     saved: int = 0
     kept: int = 0
     multiply_adds: int = 0
+    again: int = 0  # multiply-adds without gradients: their op computes them again in its backward
 
 
 @dataclass
@@ -134,7 +161,7 @@ def _pass(module: nn.Module, batch: Mapping[str, Any]) -> _Pass:
         for stage, blocks in enumerate(_stages(module)):
             for block in blocks:
                 stack.enter_context(_watched(block, found, _Block(stage), counter))
-        stack.enter_context(_Kept(found))
+        stack.enter_context(_Kept(found, counter))
         stack.enter_context(_EfficientAttention())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(found.save, lambda tensor: tensor))
         module(batch)
@@ -165,14 +192,17 @@ def _watched(block: nn.Module, found: _Pass, record: _Block, counter: FlopCounte
 
 
 class _Kept(TorchDispatchMode):
-    """Adds up the results that the policy `selective` keeps."""
+    """Adds up the results that the policy `selective` keeps, and the work of ops that compute themselves again in backward."""
 
-    def __init__(self, found: _Pass) -> None:
+    def __init__(self, found: _Pass, counter: FlopCounterMode) -> None:
         super().__init__()
-        self.found = found
+        self.found, self.counter = found, counter
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
+        if self.found.now is not None and not torch.is_grad_enabled():
+            self.found.now.again += (self.counter.get_total_flops() - before) // 2
         if func in KEPT_BY_SELECTIVE and self.found.now is not None and torch.is_grad_enabled():
             tensors = result if isinstance(result, tuple | list) else [result]
             self.found.now.kept += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))

@@ -130,6 +130,7 @@ def plan_json(found: MachinePlan) -> dict[str, Any]:
     model, chosen = found.model, found.chosen
     return {
         "model": {"parameters": model.parameters, "multiply_adds": model.multiply_adds},
+        "sequential_attention": found.config.engine.sequential_attention,
         "activations_per_sample_gib": {policy: round(_per_sample(model, policy), 8) for policy in POLICIES},
         "options": [_option_json(option) for option in found.options],
         "recommended": {
@@ -176,12 +177,17 @@ def plan_tables(found: MachinePlan) -> list[Table | str]:
     return [
         title,
         _state_table(found),
-        f"Activations, MiB a sample: {per_sample}.",
+        f"Activations, MiB a sample: {per_sample}.{_turns(found.config.engine.sequential_attention)}",
         _choice_table(chosen, found),
         f"Why: {reason(chosen, found.options)}.",
         "Set: " + " ".join(chosen.overrides()),
         "Assumed: " + "; ".join(ASSUMPTIONS) + ".",
     ]
+
+
+def _turns(rows: int) -> str:
+    unit = "row" if rows == 1 else "rows"
+    return f" Attention of the first two stages: {rows} {unit} of windows at once (engine.sequential_attention)." if rows else ""
 
 
 def _state_table(found: MachinePlan) -> Table:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from simmim_scale.config.section import Section, setting
 
@@ -24,6 +24,14 @@ class EngineConfig(Section):
     )
     checkpointing_backend: Literal["torch", "torch_reentrant", "deepspeed", "fairscale"] = setting(
         "torch", "Whose code computes again: all give the same numbers. selective needs torch.", source="choice"
+    )
+    sequential_attention: NonNegativeInt = setting(
+        0,
+        "Most rows of windows of one image that attention of the first two stages works on at once, in forward and again in"
+        " backward, so that only their n x n matrices exist; 0: all of the batch at once. For large images; goes with any"
+        " activation_checkpointing.",
+        unit="rows of windows",
+        source="V2 sec. 3.4",
     )
     offload_optimizer: Literal["none", "cpu", "nvme"] = setting(
         "none",
@@ -63,6 +71,15 @@ class EngineConfig(Section):
             raise ValueError(
                 "compile: selective checkpointing chooses among the operators of a block, and a compiled block shows none."
                 " Choose activation_checkpointing=block, stage or offload, or compile=none."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_in_turn_is_not_compiled(self) -> "EngineConfig":
+        if self.compile == "block" and self.sequential_attention:
+            raise ValueError(
+                "sequential_attention: runs attention again inside of its backward, which torch.compile cannot follow, got"
+                f" {self.sequential_attention} with compile=block. Set engine.sequential_attention=0, or engine.compile=none."
             )
         return self
 

@@ -9,6 +9,14 @@ POLICIES = ("none", "selective", "stage", "block", "offload")  # least computed 
 CONTEXT = 1.5 * GIB  # CUDA context, libraries' workspaces and NCCL's buffers of one process: an assumption
 RESERVE = 0.05  # share of the device that the allocator loses to fragments: an assumption
 
+# ZeRO-Infinity's buffers in CPU memory, in elements. A parameter on its way from the disk needs one as large as a rank's part of
+# it, for as long as it stays gathered: three blocks of four matrices each, of SwinV2-G's largest (67M). DeepSpeed's five fail.
+PARAMETER_BUFFERS = 12
+LARGEST_PARAMETER = 10**8
+# Masters and moments move by sub-groups, in four buffers; the default of 1e9 would hold all of them.
+SUB_GROUP = 10**8
+OPTIMIZER_BUFFERS = 4
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -23,13 +31,25 @@ class Linear:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block: bytes of its input, of all it saves for backward, and of the results that `selective` keeps."""
+    """One block: bytes of its input, of all it saves for backward, and of the results that `selective` keeps.
+
+    Attributes:
+        again: multiply-adds that its own backward repeats: those of attention in turn.
+        in_turn: bytes that attention of whole images would save beyond `saved`. turn: images' worth of it that exist at once.
+    """
 
     stage: int
     input: Linear
     saved: Linear
     kept: Linear
     multiply_adds: int
+    again: int = 0
+    in_turn: Linear = Linear(0, 0)
+    turn: float = 0.0
+
+    def at_once(self, samples: int) -> float:
+        """Bytes of attention's turn in backward."""
+        return self.in_turn.at(1) * min(self.turn, samples)
 
 
 @dataclass(frozen=True)
@@ -56,9 +76,11 @@ class ModelCost:
 
     def recomputed(self, policy: str) -> float:
         """Share of the forward pass's multiply-adds that backward does again."""
-        if policy in ("none", "selective"):
-            return 0.0
-        again = [block.multiply_adds for block in self.blocks if policy != "stage" or block.stage < EARLY_STAGES]
+        again = [block.again for block in self.blocks]
+        if policy == "selective":
+            again += again  # attention in turn is computed once more, as a whole
+        elif policy != "none":
+            again += [block.multiply_adds for block in self.blocks if policy != "stage" or block.stage < EARLY_STAGES]
         return sum(again) / max(1, self.multiply_adds)
 
     def kept_by_forward(self, policy: str, samples: int) -> float:
@@ -72,7 +94,7 @@ class ModelCost:
             held += _kept(block, policy, samples)
             # Backward of this block: what the blocks before it keep, and all of its own.
             again = max(0.0, block.saved.at(samples) - _kept(block, policy, samples))
-            peak = max(peak, held + again)
+            peak = max(peak, held + again + block.at_once(samples))
         return peak
 
     def offloaded_activations(self, samples: int) -> float:
@@ -161,9 +183,11 @@ def estimate(model: ModelCost, sharding: Sharding, *, policy: str, micro_batch: 
         moved = state["optimizer"] + (state["gradients"] if sharding.stage >= 2 else 0.0)
         state["optimizer"] = 0.0
         state["gradients"] = state["gradients"] if sharding.stage < 2 else 0.0
-        cpu += moved if sharding.offload_optimizer == "cpu" else 0.0
+        buffers = 4 * OPTIMIZER_BUFFERS * min(SUB_GROUP, model.parameters / sharding.ranks)
+        cpu += moved if sharding.offload_optimizer == "cpu" else buffers
     if sharding.offload_parameters != "none":
-        cpu += state["parameters"] if sharding.offload_parameters == "cpu" else 0.0
+        buffers = (2 if sharding.half else 4) * PARAMETER_BUFFERS * LARGEST_PARAMETER / sharding.ranks
+        cpu += state["parameters"] if sharding.offload_parameters == "cpu" else buffers
         state["parameters"] = 0.0
     if policy == "offload":
         cpu += model.offloaded_activations(micro_batch)

@@ -125,6 +125,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _attention_in_turn_has_something_to_spare(self) -> "Config":
+        rows = self.engine.sequential_attention
+        if rows and isinstance(self.model, ResNetConfig | ViTConfig):
+            raise ValueError(
+                f"engine.sequential_attention: for attention in windows (swin, swin_v2), got {rows} for {self.model.name}."
+                " Set engine.sequential_attention=0."
+            )
+        if rows and self.kernels.window_attention == "triton":
+            raise ValueError(
+                f"engine.sequential_attention: Triton's window attention holds no n x n matrix, so there is nothing to spare, got"
+                f" {rows}. Set engine.sequential_attention=0, or another kernels.window_attention."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _channels_agree(self) -> "Config":
         if self.objective.second_view is not None and self.data.decoder == "gpu":
             raise ValueError("data.decoder: gpu makes no second view of a crop (objective.second_view). Set data.decoder=cpu.")

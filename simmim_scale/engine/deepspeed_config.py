@@ -17,8 +17,10 @@ OWNED = {
     "optimizer": "optimizer",
     "scheduler": "schedule",
     "zero_optimization.stage": "engine.zero_stage",
-    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
-    "zero_optimization.offload_param": "engine.offload_parameters",
+    "zero_optimization.offload_optimizer.device": "engine.offload_optimizer",
+    "zero_optimization.offload_optimizer.nvme_path": "engine.nvme_path",
+    "zero_optimization.offload_param.device": "engine.offload_parameters",
+    "zero_optimization.offload_param.nvme_path": "engine.nvme_path",
     "bf16.enabled": "engine.precision",
     "bfloat16.enabled": "engine.precision",
     "fp16.enabled": "engine.precision",
@@ -57,7 +59,10 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.0 if own else optimizer.clip_grad or 0.0,
-        "zero_optimization": {**_zero(engine, sizes, world_size=world_size, own=own), **offload_settings(engine)},
+        "zero_optimization": {
+            **_zero(engine, sizes, world_size=world_size, own=own),
+            **offload_settings(engine, world_size=world_size),
+        },
         # torch.optim.AdamW needs no compilation, unlike DeepSpeed's own; it is "untested" only in DeepSpeed's list.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -80,7 +85,8 @@ def guards_itself(engine: EngineConfig) -> bool:
 
 
 def _zero(engine: EngineConfig, sizes: ModelSizes | None, *, world_size: int, own: bool) -> dict[str, Any]:
-    section = zero_settings(engine.zero_stage, sizes, world_size=world_size)
+    # What is offloaded is given back after use, or it would fill the memory that it should spare.
+    section = zero_settings(engine.zero_stage, sizes, world_size=world_size, may_keep=engine.offload_parameters == "none")
     return {**section, "compute_grad_norm": False} if own and engine.zero_stage > 0 else section
 
 

@@ -31,11 +31,12 @@ from simmim_scale.engine.fp8 import convert_to_fp8, require_fp8
 from simmim_scale.engine.full_state import full_state_dict
 from simmim_scale.engine.guard import NonFiniteGuard, first_nonfinite_module
 from simmim_scale.engine.host_copy import HostCopy
-from simmim_scale.engine.offload import require_offload
+from simmim_scale.engine.offload import prepare_offload
 from simmim_scale.engine.optim import GuardedStep, build_adamw, parameter_groups
 from simmim_scale.engine.precision import require_precision
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.engine.schedule import set_learning_rate
+from simmim_scale.engine.sequential_attention import apply_sequential_attention
 from simmim_scale.engine.state import Snapshot, load_state, take_snapshot
 from simmim_scale.engine.zero_leaves import mark_leaves, model_sizes
 from simmim_scale.engine.zero_settings import ModelSizes
@@ -129,7 +130,7 @@ def build_engine(
     import deepspeed
 
     require_precision(engine.precision, runtime.device)
-    require_offload(engine)
+    prepare_offload(engine, runtime.rank)
     require_fp8(engine, runtime.device)
     _check_batch(micro_batch, accumulation, global_batch, runtime.world_size)
     # An offloaded optimizer updates in CPU memory.
@@ -155,6 +156,7 @@ def build_engine(
     # Before the blocks' classes change: a block is gathered whole, so it is one leaf for ZeRO-3.
     mark_leaves(module, engine)
     convert_to_fp8(module, engine.fp8)
+    apply_sequential_attention(module, engine.sequential_attention)
     compile_blocks(module, engine.compile, runtime.device)
     apply_activation_checkpointing(
         module, engine.activation_checkpointing, engine.checkpointing_backend, pin_memory=runtime.device.type == "cuda"

@@ -30,17 +30,18 @@ class ModelSizes:
         return sum(self.parameters)
 
 
-def zero_settings(stage: int, sizes: ModelSizes | None, *, world_size: int) -> dict[str, Any]:
+def zero_settings(stage: int, sizes: ModelSizes | None, *, world_size: int, may_keep: bool = True) -> dict[str, Any]:
     """DeepSpeed's section `zero_optimization`.
 
     Args:
         sizes: None where the model does not exist yet: for `zero.Init`, which needs the stage alone.
+        may_keep: whether a small model may stay gathered from forward to backward.
     """
     section: dict[str, Any] = {"stage": stage}
     if stage == 0 or sizes is None:
         return section
     section |= _reductions(stage, sizes, world_size)
-    return section | (_gathers(sizes) if stage == 3 else {})
+    return section | (_gathers(sizes, may_keep) if stage == 3 else {})
 
 
 def _reductions(stage: int, sizes: ModelSizes, world_size: int) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def _reductions(stage: int, sizes: ModelSizes, world_size: int) -> dict[str, Any
     }
 
 
-def _gathers(sizes: ModelSizes) -> dict[str, Any]:
-    keeps = sizes.total <= KEPT_ELEMENTS
+def _gathers(sizes: ModelSizes, may_keep: bool) -> dict[str, Any]:
+    keeps = may_keep and sizes.total <= KEPT_ELEMENTS
     return {
         # Small tensors cost a gather's latency for next to no memory: they stay whole, as many as PERSISTENT_SHARE allows.
         "stage3_param_persistence_threshold": persistence_threshold(sizes.parameters),

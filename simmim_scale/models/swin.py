@@ -26,6 +26,9 @@ class AttentionV1(nn.Module):
         shifted: whether windows are shifted by half a window.
         tables: shared by the blocks of a backbone.
         attention: implementation of window attention, or "auto".
+
+    Attributes:
+        rows_at_once: see `window_attention`; the engine sets it (engine/sequential_attention.py).
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class AttentionV1(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.window, self.shifted = num_heads, window, shifted
-        self.attention = attention
+        self.attention, self.rows_at_once = attention, 0
         self._tables = tables
         offsets = (2 * window[0] - 1) * (2 * window[1] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, num_heads))
@@ -61,6 +64,7 @@ class AttentionV1(nn.Module):
             shift=geometry.shift,
             logit_scale=None,
             implementation=self.attention,
+            rows_at_once=self.rows_at_once,
         )
         return self.proj(attended[:, :height, :width])
 

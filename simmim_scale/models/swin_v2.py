@@ -52,6 +52,9 @@ class AttentionV2(nn.Module):
         shifted: whether windows are shifted by half a window.
         tables: shared by the blocks of a backbone.
         attention: implementation of window attention, or "auto".
+
+    Attributes:
+        rows_at_once: see `window_attention`; the engine sets it (engine/sequential_attention.py).
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class AttentionV2(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.window, self.pretrained_window, self.shifted = num_heads, window, pretrained_window, shifted
-        self.attention = attention
+        self.attention, self.rows_at_once = attention, 0
         self._tables = tables
         self.qkv = QkvLinear(dim, bias=qkv_bias)
         self.logit_scale = nn.Parameter(torch.zeros(num_heads, 1, 1))
@@ -88,6 +91,7 @@ class AttentionV2(nn.Module):
             shift=geometry.shift,
             logit_scale=self.logit_scale.flatten(),
             implementation=self.attention,
+            rows_at_once=self.rows_at_once,
         )
         return self.proj(attended[:, :height, :width])
 

@@ -10,6 +10,7 @@ from simmim_scale.cli.activation_count import count_simmim
 from simmim_scale.cli.app import app
 from simmim_scale.config.load import load_config
 from simmim_scale.engine.activation_checkpointing import apply_activation_checkpointing
+from simmim_scale.engine.sequential_attention import apply_sequential_attention
 from simmim_scale.objectives.simmim import build_simmim
 
 TINY = "configs/debug/tiny_swinv2.yaml"
@@ -33,11 +34,12 @@ class Saved:
         return sum(storage.nbytes() for storage in self.held.values())
 
 
-@pytest.mark.parametrize("policy", ["none", "block", "stage"])
+@pytest.mark.parametrize(("policy", "rows"), [("none", 0), ("block", 0), ("stage", 0), ("none", 1), ("stage", 1)])
 @pytest.mark.parametrize("samples", [1, 5])
-def test_the_count_is_what_a_real_forward_saves(repository, policy, samples):
-    config = load_config(repository / TINY)
+def test_the_count_is_what_a_real_forward_saves(repository, policy, rows, samples):
+    config = load_config(repository / TINY, [f"engine.sequential_attention={rows}"])
     module = build_simmim(config.model, config.objective, mean=config.data.mean, std=config.data.std, seed=0).train()
+    apply_sequential_attention(module, rows)
     apply_activation_checkpointing(module, policy)
     side, cells = config.model.image_size[0], config.model.image_size[0] // config.mask.cell
     batch = {
@@ -53,6 +55,23 @@ def test_the_count_is_what_a_real_forward_saves(repository, policy, samples):
     model = count_simmim(config, on_gpu=False)
     assert model.kept_by_forward(policy, samples) == pytest.approx(saved.nbytes, rel=0.15)
     assert model.parameters == sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_attention_in_turn_spares_memory_and_repeats_its_products(repository):
+    whole, turns, rows = (
+        count_simmim(load_config(repository / TINY, [f"engine.sequential_attention={n}", "model.window_size=4"]), on_gpu=True)
+        for n in (0, 1, 4)
+    )
+    early = [number for number, block in enumerate(whole.blocks) if block.stage < 2]
+    for number, (plain, turn, four) in enumerate(zip(whole.blocks, turns.blocks, rows.blocks, strict=True)):
+        # Attention has two products of n x n; the other products of a block are not repeated.
+        assert (turn.again > 0) == (number in early)
+        assert turn.saved.at(3) + turn.in_turn.at(3) == plain.saved.at(3)
+        if number in early:
+            assert 0 < turn.at_once(3) < four.at_once(3) <= turn.in_turn.at(1)
+    assert turns.multiply_adds == whole.multiply_adds
+    assert turns.recomputed("none") == sum(block.again for block in turns.blocks) / whole.multiply_adds
+    assert turns.activations("none", 8) < whole.activations("none", 8)
 
 
 def run(*arguments):
@@ -75,6 +94,12 @@ def test_json_has_every_way_and_overrides_that_load(repository):
     assert chosen["days"] == pytest.approx(chosen["steps"] * chosen["step"]["seconds"] / 86400, abs=1e-3)
     activations = found["activations_per_sample_gib"]
     assert activations["none"] > activations["selective"] > activations["block"] >= activations["offload"]
+
+
+def test_attention_in_turn_is_named(repository):
+    result = run(repository / TINY, "--gpus-per-node", 1, "engine.sequential_attention=2")
+    assert result.exit_code == 0, result.output
+    assert "2 rows of windows at once" in " ".join(result.output.split())
 
 
 def test_the_largest_recipe_is_planned_without_its_memory(repository):

@@ -4,7 +4,7 @@ import pytest
 
 from simmim_scale.config.schema import EngineConfig, OptimizerConfig
 from simmim_scale.engine.deepspeed_config import deepspeed_config, guards_itself
-from simmim_scale.engine.offload import require_offload
+from simmim_scale.engine.offload import prepare_offload
 
 
 def derive(extra=None, clip=5.0, **engine):
@@ -98,9 +98,32 @@ def test_a_disk_without_libaio_says_what_to_install(monkeypatch):
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
-    require_offload(EngineConfig(offload_optimizer="cpu"))
+    prepare_offload(EngineConfig(offload_optimizer="cpu"), rank=0)
     with pytest.raises(ValueError, match=r"needs libaio.*apt install libaio-dev.*or choose cpu"):
-        require_offload(EngineConfig(offload_optimizer="nvme", nvme_path="/disk"))
+        prepare_offload(EngineConfig(offload_optimizer="nvme", nvme_path="/disk"), rank=0)
+
+
+def test_a_disk_is_cleared_of_this_ranks_last_start_and_must_be_writable(monkeypatch, tmp_path):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: True)
+    for rank in (0, 1):
+        left = tmp_path / f"zero_stage_3/optimizer/rank{rank}/139.tensor.swp"
+        left.parent.mkdir(parents=True)
+        left.touch()
+    prepare_offload(EngineConfig(offload_optimizer="nvme", nvme_path=str(tmp_path)), rank=1)
+    assert [file.parent.name for file in tmp_path.rglob("*.swp")] == ["rank0"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"nvme_path: a directory.*got .*/file \(Not a directory\)"):
+        prepare_offload(EngineConfig(offload_optimizer="nvme", nvme_path=str(tmp_path / "file")), rank=0)
+
+
+def test_what_is_on_a_disk_is_not_in_memory_as_well():
+    section = derive(zero_stage=3, offload_optimizer="nvme", offload_parameters="nvme", nvme_path="/disk")["zero_optimization"]
+    assert section["offload_param"]["max_in_cpu"] == 0
+    assert section["sub_group_size"] == 10**8
+    sized = derive({"zero_optimization": {"offload_param": {"buffer_size": 7}}}, zero_stage=3, offload_parameters="cpu")
+    assert sized["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True, "buffer_size": 7}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +132,11 @@ def test_a_disk_without_libaio_says_what_to_install(monkeypatch):
         ({"train_batch_size": 3}, "train_batch_size", "train.global_batch"),
         ({"zero_optimization": {"stage": 1}}, "zero_optimization.stage", "engine.zero_stage"),
         ({"fp16": {"enabled": True}}, "fp16.enabled", "engine.precision"),
+        (
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param.device",
+            "engine.offload_p",
+        ),
         ({"optimizer": {"type": "Adam"}}, "optimizer.type", "optimizer"),
         ({"scheduler": {}}, "scheduler", "schedule"),
         ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow", "train.max_nonfinite_steps"),

@@ -51,6 +51,12 @@ def test_a_model_that_is_too_large_gives_its_blocks_back():
     assert found["stage3_param_persistence_threshold"] == 1000
 
 
+def test_offloaded_parameters_are_given_back_after_use():
+    kept, back = (zero_settings(3, SMALL, world_size=8, may_keep=may_keep) for may_keep in (True, False))
+    assert kept["stage3_max_reuse_distance"] == 2 * SMALL.total
+    assert back["stage3_max_reuse_distance"] == 2 * SMALL.largest_block
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_stages_that_gather_nothing_have_no_gather_settings(stage):
     found = zero_settings(stage, SMALL, world_size=8)

@@ -37,6 +37,8 @@ MODELS: dict[str, ModelConfig] = {
         extra_norm_period=1,
         mlp_ratio=2.0,
     ),
+    # A rank's half of the second stage's largest matrices is more than the MiB from which DeepSpeed swaps a tensor to a disk.
+    "swin_v2_wide": SwinV2Config(image_size=SIDE, embed_dim=256, depths=(2, 2), num_heads=(2, 4), window_size=4, drop_path=0.3),
     "vit": ViTConfig(image_size=SIDE, patch_size=8, embed_dim=32, depth=3, num_heads=2, drop_path=0.3),
     "resnet": ResNetConfig(image_size=SIDE, depths=(1, 1), width=1),
 }

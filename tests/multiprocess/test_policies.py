@@ -37,7 +37,7 @@ def found(tmp_path_factory) -> list[dict]:
     directory = tmp_path_factory.mktemp("policies")
     cases = directory / "cases.json"
     cases.write_text(json.dumps([PLAIN, *POLICIES, *OFFLOADED, *SHARDED]))
-    outputs = run_ranks("policies_worker.py", 2, str(directory), str(cases))
+    outputs = run_ranks("policies_worker.py", 2, str(directory), str(cases), "swin_v2")
     lines = [line for output in outputs for line in output.splitlines() if line.startswith("RESULT policies ")]
     return [json.loads(line.removeprefix("RESULT policies ")) for line in lines]
 

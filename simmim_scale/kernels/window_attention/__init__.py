@@ -3,12 +3,16 @@
 Letters: b batch, h w tokens per axis (multiples of the window), c channels = heads * head dim, n tokens of one window.
 """
 
+from functools import partial
 from types import ModuleType
 
 from jaxtyping import Float
 from torch import Tensor
 
 from simmim_scale.kernels.dispatch import choose_name
+from simmim_scale.kernels.window_attention.sequential import attend_in_turn
+
+WITHOUT_MATRICES = ("triton",)  # work on tiles of a window's logits, which never reach memory
 
 
 def window_attention(
@@ -20,6 +24,7 @@ def window_attention(
     shift: tuple[int, int],
     logit_scale: Float[Tensor, "heads"] | None = None,
     implementation: str = "auto",
+    rows_at_once: int = 0,
 ) -> Float[Tensor, "b h w c"]:
     """Self-attention inside windows of an image of tokens.
 
@@ -36,6 +41,8 @@ def window_attention(
         logit_scale: V2: logits are cos(q, k) * exp(min(logit_scale, ln 100)), the raw parameter is passed. None: V1, logits
             are q . k / sqrt(head dim).
         implementation: "auto" or a name of `kernels/dispatch.py`.
+        rows_at_once: most rows of windows of one image to work on at once, in forward and again in backward; 0: all of the batch.
+            Of no effect where the implementation holds no n x n matrix anyway.
 
     Returns:
         The attended values, heads concatenated, in the dtype of `qkv`. Softmax and norms are in fp32 (fp64 for fp64 input).
@@ -53,7 +60,14 @@ def window_attention(
         head_dim=head_dim,
         tokens=window[0] * window[1],
     )
-    return load(chosen).window_attention(qkv, bias, num_heads=num_heads, window=window, shift=shift, logit_scale=logit_scale)
+    attend = partial(load(chosen).window_attention, num_heads=num_heads, window=window)
+    if rows_at_once == 0 or chosen in WITHOUT_MATRICES:
+        return attend(qkv, bias, shift=shift, logit_scale=logit_scale)
+
+    def part(qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, shift: tuple[int, int]) -> Tensor:
+        return attend(qkv, bias, shift=shift, logit_scale=logit_scale)
+
+    return attend_in_turn(part, qkv, bias, logit_scale, window=window, shift=shift, rows=rows_at_once)
 
 
 def load(name: str) -> ModuleType:
