@@ -240,6 +240,8 @@ def _places(options: argparse.Namespace) -> tuple[str | None, list[str], list[st
         return None, [], []
     from simmim_scale.config.load import load_config
 
+    if "=" in options.config and not Path(options.config).exists():
+        raise ValueError(f"got the setting {options.config!r} without a CONFIG.yaml before it. Name the configuration first.")
     config = load_config(options.config, options.settings)
     places = [place for place in (config.data.train, config.data.validation) if place]
     urls = [place for place in places if "://" in place]

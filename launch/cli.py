@@ -1,6 +1,7 @@
 """The command line: `python -m launch [options] -- pretrain CONFIG [key=value ...]`, `check` and `logs`."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -83,6 +84,8 @@ def split(arguments: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]
     cut = list(arguments).index("--") if "--" in arguments else len(arguments)
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments[:cut])
+    if rest and (meant := difflib.get_close_matches(rest[0], ("check", "logs"), n=1)):
+        raise ValueError(f"got {rest[0]!r}. Did you mean python -m launch {meant[0]}?")
     if rest and not rest[0].startswith("-"):
         raise ValueError(f"got {rest[0]!r} among the options. Write ` -- ` before the command: python -m launch -- {rest[0]} ...")
     if rest:
@@ -189,8 +192,8 @@ def read_config(command: Sequence[str]) -> "Config":
     configs = [word for word in command[1:] if word.endswith((".yaml", ".yml")) and "=" not in word]
     if not configs:
         raise ValueError(
-            f"--log-dir: needed, since the command names no configuration to take the run directory from: {' '.join(command)!r}. "
-            "Give --log-dir DIR, or a CONFIG.yaml after the command."
+            f"no CONFIG.yaml in the command {' '.join(command)!r}, whose run directory would take the logs."
+            f" Write one after {command[0]}, or say with --log-dir DIR where the logs go."
         )
     overrides = [word for word in command[1:] if "=" in word and not word.startswith("-")]
     return load_config(configs[0], overrides)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch.hostfile import MOST_SLOTS
+
 # Device files of NVIDIA (also in WSL) and AMD GPUs: without any of them torch need not be asked.
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
@@ -41,8 +43,8 @@ def choose_devices(ranks: str, devices: Sequence[str]) -> list[str]:
     """
     if ranks == "auto":
         return list(devices) or ["0"]
-    if not ranks.isdecimal() or int(ranks) < 1:
-        raise ValueError(f"--ranks: got {ranks!r}, expected a number of at least 1, or auto for one rank per GPU.")
+    if not ranks.isdecimal() or not 1 <= int(ranks) <= MOST_SLOTS:
+        raise ValueError(f"--ranks: got {ranks!r}, expected a number from 1 to {MOST_SLOTS}, or auto for one rank per GPU.")
     count = int(ranks)
     if not devices:
         return [str(index) for index in range(count)]

@@ -75,6 +75,8 @@ def forwarded_environment(inherited: Mapping[str, str], exports: Iterable[str]) 
         name, given, value = text.partition("=")
         if not given and name not in inherited:
             raise ValueError(f"--export: {name} is not set in this shell. Give its value: --export {name}=VALUE")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise ValueError(f"--export: got {text!r}, expected NAME or NAME=VALUE, where NAME is letters, digits and _.")
         chosen[name] = value if given else inherited[name]
     return chosen
 

@@ -88,6 +88,9 @@ class Remote:
             chosen["PDSH_RCMD_TYPE"] = "ssh"
             options = [chosen.get("PDSH_SSH_ARGS_APPEND", ""), *SSH_OPTIONS, *self._port()]
             chosen["PDSH_SSH_ARGS_APPEND"] = " ".join(filter(None, options))
+        if self.kind == "slurm" and "SLURM_CPUS_PER_TASK" in chosen:
+            # Since Slurm 22.05 srun ignores the allocation's number of cores, and would give all ranks of a node a single one.
+            chosen.setdefault("SRUN_CPUS_PER_TASK", chosen["SLURM_CPUS_PER_TASK"])
         return chosen
 
     def _shell(self, module: str, index: str, order: str) -> str:

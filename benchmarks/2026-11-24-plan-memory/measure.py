@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simmim_scale.cli.activation_count import count_simmim
+from simmim_scale.cli.activation_count import count_configured
 from simmim_scale.cli.plan import make_sharding
 from simmim_scale.config.load import load_config
 from simmim_scale.config.memory import ModelCost, state_bytes
@@ -95,7 +95,7 @@ def case(runtime: Runtime, config: Config, samples: int, stage: int, precision: 
         saved = watch.nbytes
         del loss, watch
     engine.destroy()
-    model = count_simmim(config, on_gpu=False)
+    model = count_configured(config, on_gpu=False)
     planned = _planned(config, model, runtime.world_size, stage)
     row = {"state": held / MIB, "planned state": planned / MIB}
     if stage == 0:

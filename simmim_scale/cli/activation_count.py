@@ -22,39 +22,35 @@ from simmim_scale.engine.activation_checkpointing import KEPT_BY_SELECTIVE
 from simmim_scale.engine.sequential_attention import apply_sequential_attention
 from simmim_scale.models.complexity import count_parameters
 from simmim_scale.models.windows import stage_sides
+from simmim_scale.objectives.classifier import build_classifier
 from simmim_scale.objectives.simmim import build_simmim
 
+ASSUMED_CLASSES = 1000  # where only the shards know: ImageNet's
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def count_simmim(config: Config, *, on_gpu: bool) -> ModelCost:
-    """Counts the model of a pre-training configuration.
+def count_configured(config: Config, *, on_gpu: bool) -> ModelCost:
+    """Counts the model of a configuration for pre-training or classification.
 
     Args:
         on_gpu: attention as PyTorch's memory-efficient kernel saves it, else as our form for CPUs does.
+    Raises:
+        ValueError: another task.
     """
-    height, width = config.model.image_size
-    cells = (height // config.mask.cell, width // config.mask.cell)
+    if config.task not in ("pretrain", "classification"):
+        raise ValueError(f"task: simmim plan knows pretrain and classification, got {config.task!r}.")
     device = "meta" if on_gpu else "cpu"
 
     def build() -> nn.Module:
-        return build_simmim(
-            config.model,
-            config.objective,
-            mean=config.data.mean,
-            std=config.data.std,
-            seed=config.seed,
-            initialise=False,
-            attention="sdpa" if on_gpu else config.kernels.window_attention,
-        )
+        attention = "sdpa" if on_gpu else config.kernels.window_attention
+        common: dict[str, Any] = {"mean": config.data.mean, "std": config.data.std, "seed": config.seed, "attention": attention}
+        if config.task == "classification":
+            classes = config.classification.num_classes or ASSUMED_CLASSES
+            return build_classifier(config.model, num_classes=classes, initialise=False, **common)
+        return build_simmim(config.model, config.objective, initialise=False, **common)
 
     def batch(samples: int) -> dict[str, Tensor]:
-        return {
-            "image": torch.zeros(samples, config.model.in_chans, height, width, dtype=torch.uint8),
-            "mask": torch.zeros(samples, *cells, dtype=torch.bool),
-            "position": torch.zeros(samples, dtype=torch.long),
-            "flip": torch.zeros(samples, dtype=torch.bool),
-        }
+        return _batch(config, samples)
 
     mode = contextlib.nullcontext() if on_gpu else FakeTensorMode(allow_non_fake_inputs=True)  # drop path draws on the CPU
     dtype, rows = DTYPES[config.engine.precision], config.engine.sequential_attention
@@ -65,6 +61,22 @@ def count_simmim(config: Config, *, on_gpu: bool) -> ModelCost:
         module = build()
         apply_sequential_attention(module, rows)
         return _with_turns(count_module(module, batch, dtype=dtype), whole, rows, _rows_of_windows(config))
+
+
+def _batch(config: Config, samples: int) -> dict[str, Tensor]:
+    height, width = config.model.image_size
+    shared = {
+        "image": torch.zeros(samples, config.model.in_chans, height, width, dtype=torch.uint8),
+        "position": torch.zeros(samples, dtype=torch.long),
+    }
+    if config.task == "classification":
+        return {**shared, "label": torch.zeros(samples, dtype=torch.long)}
+    cells = (height // config.mask.cell, width // config.mask.cell)
+    return {
+        **shared,
+        "mask": torch.zeros(samples, *cells, dtype=torch.bool),
+        "flip": torch.zeros(samples, dtype=torch.bool),
+    }
 
 
 def _rows_of_windows(config: Config) -> list[int]:

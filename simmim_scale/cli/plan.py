@@ -1,11 +1,12 @@
 """`simmim plan`: whether a recipe fits a machine, what to set, and how long it takes, before a GPU is rented."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
 
-from simmim_scale.cli.activation_count import count_simmim
+from simmim_scale.cli.activation_count import count_configured
 from simmim_scale.cli.describe import count_samples
 from simmim_scale.config.advice import PLACES, Machine, Option, all_options, best, reason
 from simmim_scale.config.cluster import find_device, find_link
@@ -45,17 +46,18 @@ def plan_for_machine(
     interconnect: str | None,
     cpu_memory: float | None = None,
 ) -> MachinePlan:
-    """Plans a pre-training recipe for a machine.
+    """Plans a recipe for a machine: pre-training or classification.
 
     Args:
         gpu_memory: GiB of one GPU; None: the card's. cpu_memory: GiB of a node, for what is offloaded; None: enough.
 
     Raises:
-        ValueError: a number that is not positive, an unknown GPU or interconnect, or nothing fits.
+        ValueError: a number that is not positive, an unknown GPU or interconnect, another task, or nothing fits.
     """
-    for name, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node), ("--gpu-memory", gpu_memory)):
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}: more than 0, got {value:g}.")
+    numbers = {"nodes": nodes, "gpus-per-node": gpus_per_node, "gpu-memory": gpu_memory, "cpu-memory": cpu_memory}
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name}: {'GiB' if 'memory' in name else 'a number'} of more than 0, got {value:g}.")
     device = find_device(gpu)
     machine = Machine(
         nodes=nodes,
@@ -65,7 +67,7 @@ def plan_for_machine(
         memory=(gpu_memory or device.memory) * GIB,
         cpu=None if cpu_memory is None else cpu_memory * GIB,
     )
-    model = count_simmim(config, on_gpu=True)
+    model = count_configured(config, on_gpu=True)
     options = all_options(model, shardings(config, model, machine.ranks), machine, global_batch=config.train.global_batch)
     samples, origin = count_samples(config)
     steps = None

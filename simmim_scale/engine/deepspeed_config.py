@@ -27,9 +27,21 @@ OWNED = {
     "fp16.initial_scale_power": "engine.fp16_initial_scale_power",
     "fp16.loss_scale_window": "engine.fp16_scale_window",
     "fp16.min_loss_scale": "engine.fp16_min_scale",
+    "tensorboard": "report.tensorboard",
+    "wandb": "report.wandb",
+    "csv_monitor": "report",
+    "comet": "report",
+    "compile": "engine.compile",
+    "checkpoint": "checkpoint",
     # Changed, these two would let a non-finite gradient be applied instead of skipped.
     "zero_optimization.compute_grad_norm": "train.max_nonfinite_steps",
     "bf16.check_grad_overflow": "train.max_nonfinite_steps",
+}
+
+# Keys that mislead here -> why, and what to use.
+MISLEADING = {
+    "flops_profiler": "counts no parameters and the work twice under ZeRO-3 (DeepSpeed 0.19.8)."
+    " Use simmim describe, or simmim bench step, and remove this key.",
 }
 
 
@@ -51,7 +63,7 @@ def deepspeed_config(
         sizes: the model's, for ZeRO's buffers; None before it exists.
         extra: the config's `deepspeed:` section, merged last, section by section.
     Raises:
-        ValueError: `extra` sets a key that one of our settings owns.
+        ValueError: `extra` sets a key that one of our settings owns, or one that misleads.
     """
     own = guards_itself(engine)
     config: dict[str, Any] = {
@@ -115,6 +127,9 @@ def _loss_scaling(engine: EngineConfig) -> dict[str, Any]:
 
 
 def _reject_owned(extra: Mapping[str, Any]) -> None:
+    for key, why in MISLEADING.items():
+        if key in extra:
+            raise ValueError(f"deepspeed.{key}: {why}")
     for path, value in _leaves(extra):
         for owned, setting in OWNED.items():
             if path == owned or path.startswith(f"{owned}."):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from simmim_scale.cli.activation_count import count_simmim
+from simmim_scale.cli.activation_count import count_configured
 from simmim_scale.cli.app import app
 from simmim_scale.config.load import load_config
 from simmim_scale.engine.activation_checkpointing import apply_activation_checkpointing
@@ -52,14 +52,14 @@ def test_the_count_is_what_a_real_forward_saves(repository, policy, rows, sample
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
         loss = module(batch)["loss"]
     assert loss.requires_grad
-    model = count_simmim(config, on_gpu=False)
+    model = count_configured(config, on_gpu=False)
     assert model.kept_by_forward(policy, samples) == pytest.approx(saved.nbytes, rel=0.15)
     assert model.parameters == sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_attention_in_turn_spares_memory_and_repeats_its_products(repository):
     whole, turns, rows = (
-        count_simmim(load_config(repository / TINY, [f"engine.sequential_attention={n}", "model.window_size=4"]), on_gpu=True)
+        count_configured(load_config(repository / TINY, [f"engine.sequential_attention={n}", "model.window_size=4"]), on_gpu=True)
         for n in (0, 1, 4)
     )
     early = [number for number, block in enumerate(whole.blocks) if block.stage < 2]
@@ -96,6 +96,16 @@ def test_json_has_every_way_and_overrides_that_load(repository):
     assert activations["none"] > activations["selective"] > activations["block"] >= activations["offload"]
 
 
+def test_fine_tuning_is_planned_with_its_classifier(repository):
+    recipe = repository / "configs/finetune/classification/swinv2_b_224_800ep.yaml"
+    sizes = []
+    for classes in (10, 1000):
+        result = run(recipe, "--json", f"classification.num_classes={classes}")
+        assert result.exit_code == 0, result.output
+        sizes.append(json.loads(result.output)["model"]["parameters"])
+    assert sizes[1] - sizes[0] == 990 * (1024 + 1)
+
+
 def test_attention_in_turn_is_named(repository):
     result = run(repository / TINY, "--gpus-per-node", 1, "engine.sequential_attention=2")
     assert result.exit_code == 0, result.output
@@ -113,8 +123,11 @@ def test_the_largest_recipe_is_planned_without_its_memory(repository):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--nodes", 0), "--nodes: more than 0, got 0"),
-        (("--gpu-memory", -1), "--gpu-memory: more than 0, got -1"),
+        (("--nodes", 0), "--nodes: a number of more than 0, got 0"),
+        (("--gpu-memory", -1), "--gpu-memory: GiB of more than 0, got -1"),
+        (("--gpu-memory", "nan"), "--gpu-memory: GiB of more than 0, got nan"),
+        (("--cpu-memory", "inf"), "--cpu-memory: GiB of more than 0, got inf"),
+        (("task=backbone",), "task: simmim plan knows pretrain and classification, got 'backbone'"),
         (("--gpu", "TPU"), "--gpu: one of B200, H200, H100"),
         (("--interconnect", "string"), "--interconnect: nvlink, pcie"),
         (("--gpus-per-node", 7), "multiple of the number of ranks"),

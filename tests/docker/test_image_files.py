@@ -10,6 +10,8 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from launch.cli import find_hosts, split
+from launch.options import many_nodes
 from simmim_scale.cli import exit_codes
 from simmim_scale.cli.app import app
 from simmim_scale.config.load import load_config
@@ -114,9 +116,33 @@ def test_jobset_trains_a_configuration_that_loads_and_knows_the_exit_codes():
     assert f"--master-addr={name}-{job['name']}-0-0.{name}" in command
 
 
-def test_slurm_requeues_what_was_preempted():
-    text = (DOCKER / "slurm" / "swinv2_h.sbatch").read_text()
+@pytest.mark.parametrize("name", ["swinv2_h.sbatch", "swinv2_h_venv.sbatch"])
+def test_slurm_requeues_what_was_preempted(name):
+    text = (DOCKER / "slurm" / name).read_text()
     assert f'"$code" -eq {exit_codes.PREEMPTED} ]; then scontrol requeue' in text
-    words = text.replace("\\\n", " ").replace("'", " ").split()
+    words = shell_words(text)
     command = words[words.index("pretrain") : words.index("||")]
-    assert load_config(ROOT / overrides(command)[0], overrides(command)[1]).run_dir == "/runs/swinv2_h"
+    settings = [setting.replace("$RUNS", "/runs").replace("$DATA", "/data") for setting in overrides(command)[1]]
+    config = load_config(ROOT / overrides(command)[0], settings)
+    assert (config.run_dir, config.data.train) == ("/runs/swinv2_h", "/data/train")
+
+
+def test_slurm_without_containers_starts_what_our_launcher_takes(monkeypatch):
+    text = (DOCKER / "slurm" / "swinv2_h_venv.sbatch").read_text()
+    words = shell_words(text)
+    options, command = split(words[words.index("launch") + 1 : words.index("||")])
+    assert many_nodes(options)
+    assert command[0] == "pretrain"
+    directives = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
+    assert directives["ntasks-per-node"] == "1", "one supervisor a node, which starts the ranks"
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-4]")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", directives["gpus-per-node"])
+    answer = subprocess.CompletedProcess([], 0, stdout="node1\nnode2\nnode3\nnode4\n")
+    monkeypatch.setattr("launch.transport.subprocess.run", lambda *_, **__: answer)
+    hosts = find_hosts(options)
+    assert len(hosts) == int(directives["nodes"])
+    assert sum(len(host.slots) for host in hosts) == 32
+
+
+def shell_words(text: str) -> list[str]:
+    return text.replace("\\\n", " ").replace("'", " ").replace('"', "").split()

@@ -64,9 +64,14 @@ def test_extra_keys_merge_section_by_section():
 
 
 def test_extra_is_not_shared_with_the_result():
-    extra = {"flops_profiler": {"output": {"file": "here"}}}
-    derive(extra)["flops_profiler"]["output"]["file"] = "there"
-    assert extra["flops_profiler"]["output"]["file"] == "here"
+    extra = {"comms_logger": {"output": {"file": "here"}}}
+    derive(extra)["comms_logger"]["output"]["file"] = "there"
+    assert extra["comms_logger"]["output"]["file"] == "here"
+
+
+def test_a_profiler_that_counts_wrongly_is_refused():
+    with pytest.raises(ValueError, match=r"deepspeed.flops_profiler: counts no parameters.*Use simmim describe"):
+        derive({"flops_profiler": {"enabled": True}})
 
 
 def test_offloading_becomes_deepspeeds_sections():
@@ -139,6 +144,9 @@ def test_what_is_on_a_disk_is_not_in_memory_as_well():
         ),
         ({"optimizer": {"type": "Adam"}}, "optimizer.type", "optimizer"),
         ({"scheduler": {}}, "scheduler", "schedule"),
+        ({"wandb": {"enabled": True}}, "wandb.enabled", "report.wandb"),
+        ({"compile": {"deepcompile": True}}, "compile.deepcompile", "engine.compile"),
+        ({"checkpoint": {"load_universal": True}}, "checkpoint.load_universal", "checkpoint"),
         ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow", "train.max_nonfinite_steps"),
     ],
 )

@@ -32,7 +32,7 @@ class TestRefused:
     def test_no_command(self, capsys):
         assert "no command" in refused(capsys, "--ranks", "2")
 
-    @pytest.mark.parametrize("ranks", ["0", "-1", "two", "1.5", ""])
+    @pytest.mark.parametrize("ranks", ["0", "-1", "two", "1.5", "100000", ""])
     def test_ranks(self, capsys, ranks):
         assert "--ranks" in refused(capsys, f"--ranks={ranks}", "--", "pretrain", "x.yaml")
 
@@ -49,6 +49,17 @@ class TestRefused:
 
     def test_no_config_to_take_the_run_directory_from(self, capsys):
         assert "--log-dir" in refused(capsys, "--", "describe")
+
+    def test_a_misspelt_check_is_not_taken_for_a_command_of_the_ranks(self, capsys):
+        assert "Did you mean python -m launch check?" in refused(capsys, "chekc", "--hostfile", "hosts")
+
+    def test_a_command_without_its_config_is_told_what_is_missing(self, capsys):
+        error = refused(capsys, "--ranks", "2", "--", "pretrain", "engine.zero_stage=1")
+        assert "no CONFIG.yaml in the command 'pretrain engine.zero_stage=1'" in error
+        assert "Write one after pretrain" in error
+
+    def test_a_setting_without_a_config_to_check(self, capsys):
+        assert "got the setting 'data.train=x' without a CONFIG.yaml before it" in refused(capsys, "check", "data.train=x")
 
     def test_a_run_directory_that_is_a_file(self, capsys, tmp_path):
         config = tmp_path / "c.yaml"

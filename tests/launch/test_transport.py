@@ -86,6 +86,8 @@ def test_what_travels(monkeypatch, tmp_path):
     }
     with pytest.raises(ValueError, match="--export: NONE is not set in this shell"):
         forwarded_environment(here, ["NONE"])
+    with pytest.raises(ValueError, match=r"--export: got '1X=3', expected NAME or NAME=VALUE"):
+        forwarded_environment({}, ["1X=3"])
     (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\nwhat\n")
     with pytest.raises(ValueError, match=r"\.deepspeed_env:2: got 'what', expected NAME=VALUE"):
         forwarded_environment(here, [])
@@ -169,3 +171,10 @@ def test_a_slow_reader_loses_nothing_and_one_that_is_gone_is_noticed():
     receiver.close()
     while not sender.closed:
         sender.send(messages[0])
+
+
+def test_slurms_tasks_get_the_allocations_cores():
+    allocation = {"SLURM_CPUS_PER_TASK": "96", "PATH": "/bin"}
+    assert Remote(kind="slurm").environment(allocation)["SRUN_CPUS_PER_TASK"] == "96"
+    assert Remote(kind="slurm").environment({**allocation, "SRUN_CPUS_PER_TASK": "8"})["SRUN_CPUS_PER_TASK"] == "8"
+    assert "SRUN_CPUS_PER_TASK" not in Remote(kind="ssh").environment(allocation)
