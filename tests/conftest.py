@@ -50,6 +50,13 @@ if not torch.cuda.is_available():
 SERIAL_FOLDERS = ("multiprocess", "launch")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist chooses
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """`pytest -n 2` keeps groups together like `make test`: no two ranks' tests at once, one Debian root and not one a worker."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="needs a CUDA device, this machine has none")
