@@ -5,7 +5,9 @@ Environment variables are set before torch or DeepSpeed are imported anywhere, s
 
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,9 +47,22 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# Tests here start processes of their own: they share one xdist worker (see `--dist loadgroup` in the Makefile), so that only one
-# of them runs at a time.
-SERIAL_FOLDERS = ("multiprocess", "launch")
+# Tests that stay in one xdist worker, one after another, by their files: those that start ranks, that share a Debian root, and
+# that compile or interpret kernels, of which two at once would only slow each other down. (pytest-xdist 3.8's own marker,
+# xdist_group, is without effect under pytest 9.2, which keeps the ids of tests elsewhere.)
+GROUPS = {
+    "tests/multiprocess/*": "processes",
+    "tests/launch/*": "processes",
+    "tests/docker/test_debian_root.py": "debian_root",
+    "tests/kernels/test_*_triton.py": "interpreter",
+    "tests/engine/test_compilation.py": "compiler",
+}
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test; one that is in none is a group of its own."""
+    file = nodeid.partition("::")[0]
+    return next((group for pattern, group in GROUPS.items() if fnmatch(file, pattern)), nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist chooses
@@ -57,16 +72,23 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.dist = "loadgroup"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """xdist's scheduler of groups, with ours."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class GroupScheduling(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return GroupScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="needs a CUDA device, this machine has none")
-    here = Path(__file__).parent
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
-        folders = item.path.relative_to(here).parts[:-1] if item.path.is_relative_to(here) else ()
-        if any(folder in SERIAL_FOLDERS for folder in folders):
-            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ FULL = os.environ.get("SIMMIM_TEST_IMAGE") == "1"
 # /proc and /dev of the root live in a mount namespace of the command alone, so nothing can stay mounted.
 INSIDE = 'mount --bind /proc "$0/proc" && mount --bind /dev "$0/dev" && exec chroot "$0" "$@"'
 
-pytestmark = [pytest.mark.xdist_group("debian_root"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def obstacle() -> str | None:

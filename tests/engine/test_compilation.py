@@ -43,7 +43,6 @@ def found():
     return dict(zip(CASES, map(json.loads, result.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.xdist_group("compiler")
 @pytest.mark.parametrize("name", CASES)
 def test_compiled_blocks_compute_the_same_for_any_batch_and_break_no_graph(found, name):
     assert found[name] <= WITHIN[CASES[name].get("dtype", "float32")]

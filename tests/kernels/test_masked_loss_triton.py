@@ -31,7 +31,6 @@ def interpreted():
     return {row["name"]: row for row in map(json.loads, result.stdout.splitlines())}
 
 
-@pytest.mark.xdist_group("interpreter")
 @pytest.mark.parametrize("name", CASES)
 def test_sums_and_gradients_equal_the_published_formula(interpreted, name):
     assert max(interpreted[name]["float32"]) < 2e-6

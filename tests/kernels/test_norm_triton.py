@@ -45,7 +45,6 @@ def interpreted():
     return dict(zip(CASES, map(json.loads, result.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.xdist_group("interpreter")
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted_kernels_are_within_their_precision_of_float64(interpreted, name):
     if CASES[name][1][-1] == 1:
@@ -54,7 +53,6 @@ def test_interpreted_kernels_are_within_their_precision_of_float64(interpreted, 
     assert max(interpreted[name]["errors"].values()) <= within, interpreted[name]
 
 
-@pytest.mark.xdist_group("interpreter")
 def test_interpreted_kernels_give_the_same_digits_every_time(interpreted):
     assert all(result["same"] for result in interpreted.values())
 

@@ -81,7 +81,6 @@ def interpreted():
     return dict(zip(CASES, map(json.loads, result.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.xdist_group("interpreter")
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_equal_the_reference_in_the_interpreter(interpreted, name):
     result = interpreted[name]
@@ -93,7 +92,6 @@ def test_kernels_equal_the_reference_in_the_interpreter(interpreted, name):
         assert error <= room * (scale if part == "scale" else usual), (part, result)
 
 
-@pytest.mark.xdist_group("interpreter")
 def test_the_same_input_gives_the_same_bits(interpreted):
     assert all(interpreted[name]["same"] for name in CASES if CASES[name].get("twice"))
 
@@ -108,7 +106,6 @@ def test_cases_reach_both_forms_of_the_gradients():
     assert len(apart) - sum(apart) >= 3
 
 
-@pytest.mark.xdist_group("interpreter")
 def test_zero_tokens_have_small_gradients(interpreted):
     result = interpreted["zero tokens"]
     assert result["zero_rows"] == pytest.approx(result["zero_rows_exact"], rel=1e-4)
