@@ -167,6 +167,9 @@ def build_engine(
     config = settings(model_sizes(module))
     wrapped, *_ = deepspeed.initialize(model=module, optimizer=optim, config=config, dist_init_required=False)
     optim.armed = True
+    if engine.zero_stage == 0 and runtime.world_size == 1:
+        # DeepSpeed would gather all gradients in one buffer, sum it over the one rank, and copy it back.
+        wrapped.enable_backward_allreduce = False
     average = WeightAverage(master_weights(wrapped), ema_decay) if ema_decay else None
     guard = NonFiniteGuard(max_nonfinite_steps)
     return Engine(wrapped, engine, lr, accumulation, runtime, guard, own=optim if own else None, average=average)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from simmim_scale.engine.allocator import keep_freed_memory
 from simmim_scale.engine.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ def start_runtime(timeout_minutes: float = 30.0, device: str = "auto") -> Runtim
     chosen = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     heartbeat.mark("meet")
     _join(kind, place["world_size"], timedelta(minutes=timeout_minutes))
     heartbeat.mark("build")

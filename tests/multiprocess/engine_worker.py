@@ -272,6 +272,17 @@ def host_reads(runtime: Runtime, _directory: Path) -> dict:
     return found
 
 
+def gathered(runtime: Runtime, _directory: Path) -> int:
+    """How many gradients a step of stage 0 copies into a buffer to sum them over the ranks."""
+    engine = make(runtime, 0)
+    copied = []
+    flatten = engine._wrapped.flatten
+    engine._wrapped.flatten = lambda tensors: copied.extend(tensors) or flatten(tensors)
+    train(engine, standin.global_batch(0))
+    engine.destroy()
+    return len(copied)
+
+
 def late(runtime: Runtime, _directory: Path) -> dict:
     """Every step read one step late, as the loop does on a GPU, with a bad one among them: the same losses, the same account."""
     found = {}
@@ -331,7 +342,20 @@ def main() -> None:
     directory, names = Path(sys.argv[1]), sys.argv[2:]
     scenarios = {
         f.__name__: f
-        for f in (curves, nonfinite, gives_up, fp16, saves, consolidates, resumes, disk_full, collectives, host_reads, late)
+        for f in (
+            curves,
+            nonfinite,
+            gives_up,
+            fp16,
+            saves,
+            consolidates,
+            resumes,
+            disk_full,
+            collectives,
+            host_reads,
+            late,
+            gathered,
+        )
     }
     runtime = start_runtime(timeout_minutes=2)
     for name in names:

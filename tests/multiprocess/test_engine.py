@@ -25,14 +25,16 @@ def results(outputs: list[str]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    return results(run_ranks(WORKER, 1, str(tmp_path_factory.mktemp("one")), "collectives", "curves", "host_reads"))[0]
+    return results(run_ranks(WORKER, 1, str(tmp_path_factory.mktemp("one")), "collectives", "curves", "host_reads", "gathered"))[
+        0
+    ]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Both ranks' results, and the directory of saves that the job left when it was killed."""
     directory = tmp_path_factory.mktemp("two")
-    names = ["collectives", "curves", "nonfinite", "late", "gives_up", "disk_full", "saves"]
+    names = ["collectives", "curves", "nonfinite", "late", "gathered", "gives_up", "disk_full", "saves"]
     outputs = finish_ranks(killed_together(start_ranks(WORKER, 2, str(directory), *names)), expected=-signal.SIGKILL)
     return results(outputs), directory
 
@@ -125,6 +127,11 @@ def test_a_launched_step_asks_the_device_only_what_deepspeed_must_know(one_rank)
         "2-bf16": nothing,
         "3-bf16": {"_local_scalar_dense": 1, "lift_fresh": 2},
     }
+
+
+def test_one_rank_copies_no_gradients_to_sum_them(one_rank, two_ranks):
+    assert one_rank["gathered"] == 0
+    assert two_ranks[0][0]["gathered"] == len(list(standin.build().parameters()))
 
 
 @pytest.mark.parametrize("stage", ["2", "3"])
