@@ -18,6 +18,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from simmim_scale.config.schema import SwinV2Config
+from simmim_scale.engine.allocator import keep_freed_memory
 from simmim_scale.kernels.dispatch import choose
 from simmim_scale.models import build_backbone
 
@@ -81,6 +82,8 @@ def bench_timm(settings: StepSettings, dtypes: Mapping[str, torch.dtype], *, pro
         median over the turns) and `difference` of loss and gradients, relative.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # for both sides, as trainings do
     rows = []
     for name, dtype in dtypes.items():
         progress(f"SwinV2-{settings.size} {settings.image_size} px, window {settings.window}, batch {settings.batch}, {name}")
