@@ -1,10 +1,13 @@
 """Window attention on a CPU: a few images and heads at a time, so that intermediate results stay in the cache.
 
 Saves the projection and one n x n matrix per window and head for backward, where plain autograd saves two and copies of q, k, v.
+In bf16 these weights are rounded for the products with v and with the gradient, which are rounded too and twice as fast then; all
+else is fp32, logits and their gradients above all.
 Letters: b batch, n tokens of one window, d head dim.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +19,11 @@ from torch import Tensor
 from simmim_scale.kernels.window_attention.reference import MAX_LOGIT_SCALE, NORM_EPS
 from simmim_scale.kernels.window_attention.regions import MASKED_LOGIT, axis_regions
 
-CHUNK_BYTES = 8 << 20  # logits per thread that are worked on at once: a share of the last-level cache
+CHUNK_BYTES = 4 << 20  # logits per thread that are worked on at once: a share of the last-level cache
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str | None:
-    """Only on a CPU; half precisions are computed in fp32."""
+    """Only on a CPU."""
     if device.type != "cpu":
         return f"it runs on a CPU, got {device.type}"
     return None if dtype.is_floating_point else f"it needs a floating-point type, got {dtype}"
@@ -93,20 +96,21 @@ class _Plan:
         """Add -100 between regions: only the last windows of a shifted axis hold more than one."""
         view = logits.view(images, rows, columns, -1, self.tokens, self.tokens)
         if self.shift[0] and self.shift[1]:
-            view[:, -1, :-1] += self._region_mask(True, False, logits)
-            view[:, :-1, -1] += self._region_mask(False, True, logits)
-            view[:, -1, -1] += self._region_mask(True, True, logits)
+            view[:, -1, :-1] += _region_mask(self.window, (self.shift[0], 0), logits.dtype)
+            view[:, :-1, -1] += _region_mask(self.window, (0, self.shift[1]), logits.dtype)
+            view[:, -1, -1] += _region_mask(self.window, self.shift, logits.dtype)
         elif self.shift[0]:
-            view[:, -1] += self._region_mask(True, False, logits)
+            view[:, -1] += _region_mask(self.window, self.shift, logits.dtype)
         elif self.shift[1]:
-            view[:, :, -1] += self._region_mask(False, True, logits)
+            view[:, :, -1] += _region_mask(self.window, self.shift, logits.dtype)
 
-    def _region_mask(self, last_row: bool, last_column: bool, like: Tensor) -> Tensor:
-        row = axis_regions(self.window[0], self.window[0], self.shift[0] if last_row else 0)
-        column = axis_regions(self.window[1], self.window[1], self.shift[1] if last_column else 0)
-        region = (3 * row[:, None] + column[None, :]).reshape(-1)
-        other = torch.from_numpy(region[:, None] != region[None, :])
-        return other.to(like.dtype) * MASKED_LOGIT
+
+@functools.lru_cache(maxsize=64)
+def _region_mask(window: tuple[int, int], shift: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """(n, n), -100 between tokens of different regions of a last window."""
+    row, column = (axis_regions(side, side, moved) for side, moved in zip(window, shift, strict=True))
+    region = (3 * row[:, None] + column[None, :]).reshape(-1)
+    return torch.from_numpy(region[:, None] != region[None, :]).to(dtype) * MASKED_LOGIT
 
 
 def _forward(
@@ -144,7 +148,7 @@ def _backward(
     shift: Sequence[int],
     room: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the projection, the bias and the logit scale (empty where there is none); arithmetic in fp32 (or fp64)."""
+    """Gradients of the projection, the bias and the logit scale (empty where there is none)."""
     plan = _Plan(heads, (window[0], window[1]), (shift[0], shift[1]), room)
     rolled, grad_rolled = _roll(qkv, plan.shift, -1), _roll(grad, plan.shift, -1)
     grad_qkv = torch.empty_like(rolled)
@@ -156,7 +160,7 @@ def _backward(
     start = 0
     with _exact():
         for chunk in _chunks(rolled, logit_scale, plan):
-            grad_out = plan.take(grad_blocks, chunk.images, chunk.heads, wide)
+            grad_out = plan.take(grad_blocks, chunk.images, chunk.heads, chunk.v.dtype)
             weights = kept[start : start + chunk.matrices]
             start += chunk.matrices
             for part, gradient in zip(parts, chunk.backward(weights, grad_out, grad_bias, grad_scale), strict=True):
@@ -184,7 +188,7 @@ def _results(
     batch, height, width, channels = qkv.shape
     tokens = window[0] * window[1]
     matrices = batch * height * width // tokens * heads if keep else 0
-    kept = qkv.new_empty(matrices, tokens, tokens, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    kept = qkv.new_empty(matrices, tokens, tokens, dtype=_operand_type(qkv.dtype))
     return qkv.new_empty(batch, height, width, channels // 3), kept
 
 
@@ -239,7 +243,8 @@ _BACKWARD.register_fake(_gradients)
 
 @dataclass
 class _Chunk:
-    """Some images and heads. `q` holds unit vectors times the scale, `k` unit vectors (V1: q / sqrt(d), and k itself)."""
+    """Some images and heads. `q` holds unit vectors times the scale, `k` unit vectors (V1: q / sqrt(d), and k itself), in fp32 or
+    fp64; `v` is in the type of the products with the weights."""
 
     plan: _Plan
     images: slice
@@ -257,18 +262,23 @@ class _Chunk:
         return self.q.shape[0]
 
     def weights(self, bias: Tensor, out: Tensor | None) -> Tensor:
-        """Attention weights, (images * windows * heads, n, n), written into `out` if given."""
+        """Attention weights, (images * windows * heads, n, n), in the type of `v`; written into `out` if given."""
         windows = self.grid[0] * self.grid[1] * self.grid[2]
         own = bias[self.heads].to(self.q.dtype)
         logits = torch.baddbmm(own.expand(windows, *own.shape).flatten(0, 1) if windows > 1 else own, self.q, self.k.mT)
         self.plan.mask_(logits, *self.grid)
-        return torch.softmax(logits, dim=-1, out=out)
+        if self.v.dtype == logits.dtype:
+            return torch.softmax(logits, dim=-1, out=out)
+        torch.softmax(logits, dim=-1, out=logits)  # row by row, so it may overwrite its input
+        return logits.to(self.v.dtype) if out is None else out.copy_(logits)
 
     def backward(self, weights: Tensor, grad_out: Tensor, grad_bias: Tensor, grad_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the projection's q, k, v; those of bias and log-scale are added to the buffers given."""
         grad_v = torch.bmm(weights.mT, grad_out)
-        grad_weights = torch.bmm(grad_out, self.v.mT)
-        grad_logits = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        wide = self.q.dtype
+        grad_weights = torch.bmm(grad_out.to(wide), self.v.to(wide).mT)
+        grad_logits = grad_weights  # overwritten row by row
+        torch.ops.aten._softmax_backward_data.out(grad_weights, weights.to(wide), -1, wide, grad_input=grad_logits)
         heads = self.heads.stop - self.heads.start
         grad_bias[self.heads] += grad_logits.view(-1, heads, *grad_logits.shape[1:]).sum(0)
         grad_q, grad_k = torch.bmm(grad_logits, self.k), torch.bmm(grad_logits.mT, self.q)
@@ -288,7 +298,8 @@ def _chunks(rolled: Tensor, logit_scale: Tensor | None, plan: _Plan) -> Iterator
     rows, columns = blocks[0].shape[1:3]
     scale = None if logit_scale is None else logit_scale.to(wide).clamp(max=MAX_LOGIT_SCALE).exp()
     for images, heads in plan.chunks(rolled.shape, wide.itemsize):
-        q, k, v = (plan.take(part, images, heads, wide) for part in blocks)
+        q, k = (plan.take(part, images, heads, wide) for part in blocks[:2])
+        v = plan.take(blocks[2], images, heads, _operand_type(rolled.dtype))
         if scale is None:
             q_factor, k_factor = q.shape[-1] ** -0.5, 1.0
             q.mul_(q_factor)
@@ -301,10 +312,15 @@ def _chunks(rolled: Tensor, logit_scale: Tensor | None, plan: _Plan) -> Iterator
         yield _Chunk(plan, images, heads, grid, q, k, v, q_factor, k_factor, scale is not None)
 
 
+def _operand_type(dtype: torch.dtype) -> torch.dtype:
+    """Of the products with the weights: a CPU multiplies bf16 faster than fp32, but not fp16."""
+    return dtype if dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
+
+
 def _inverse_norm(vectors: Tensor) -> Tensor:
     """1 / |vector|, (..., 1); 0 for zero vectors, as in the reference."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.where(norm > 0, norm.clamp(min=NORM_EPS).reciprocal(), 0.0)
+    return norm / norm.square().clamp_(min=NORM_EPS**2)
 
 
 def _roll(x: Tensor, shift: tuple[int, int], sign: int) -> Tensor:
