@@ -1,7 +1,7 @@
 """Weights of one model for another window or image size: the same network, its position biases carried over.
 
 `complete_model` fixes the new model section (V2 keeps the windows of pre-training), `resize_state` changes the tensors that have
-to change (V1's bias tables). Letters: h w offsets per axis of a bias table, heads attention heads.
+to change (bias tables of V1 and of ViT). Letters: h w offsets per axis of a bias table, heads attention heads.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from scipy.interpolate import RectBivariateSpline
 from scipy.optimize import brentq
 from torch import Tensor
 
-from simmim_scale.config.schema import ModelConfig, SwinBaseConfig, SwinV2Config
+from simmim_scale.config.schema import ModelConfig, SwinBaseConfig, SwinV2Config, ViTConfig
 from simmim_scale.models.windows import stage_sides, window_geometry
 
 BiasResize = Literal["geometric", "bicubic"]
@@ -30,13 +30,17 @@ ARCHITECTURE = (
     "patch_size",
     "in_chans",
     "embed_dim",
+    "depth",
     "depths",
+    "width",
     "num_heads",
     "mlp_ratio",
     "qkv_bias",
     "extra_norm_period",
 )
 TABLE = "attn.relative_position_bias_table"
+SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"  # of a ViT whose blocks share one
+CLASS_ROWS = 3  # of a ViT's table, after the offsets: class token to token, token to class token, class token to itself
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def resize_state(
 ) -> Resized:
     """The tensors of `source` for `target`, a model of the same architecture at another window or image size.
 
-    SwinV2 has no tensor that depends on a size; V1's bias tables are interpolated. Tensors whose size stays are the same objects.
+    SwinV2 has no tensor that depends on a size; the bias tables of V1 and ViT are interpolated. A ViT's shared table becomes that
+    of every block where `target` has one each. Tensors that stay as they are are the same objects.
 
     Args:
         state: of a whole module or of a backbone; V1's tables are found by their names.
@@ -96,6 +101,8 @@ def resize_state(
         ValueError: the models differ in more than sizes, or a table is not of the size that `source` says.
     """
     _check_architecture(source, target)
+    if isinstance(source, ViTConfig) and isinstance(target, ViTConfig):
+        return _resize_vit(state, source, target, method)
     if not (isinstance(source, SwinBaseConfig) and isinstance(target, SwinBaseConfig)):
         return Resized(dict(state), [])
     before, after = stage_windows(source), stage_windows(target)
@@ -115,6 +122,34 @@ def resize_state(
         resized[name] = _resized_table(name, state[name], before[stage], after[stage], method)
     changed = sum(resized[name] is not state[name] for name in tables)
     return Resized(resized, [*notes, f"{changed} bias tables interpolated ({method})"] if changed else notes)
+
+
+def _resize_vit(state: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig, method: BiasResize) -> Resized:
+    if (source.position_bias, target.position_bias) == ("per_block", "shared"):
+        raise ValueError(
+            "model.position_bias: the weights have a table of every block, got shared. Set model.position_bias=per_block."
+        )
+    before, after = vit_grid(source), vit_grid(target)
+    notes = [] if before == after else [f"image {_sides(source.image_size)} -> {_sides(target.image_size)}"]
+    resized = dict(state)
+    tables = [name for name in state if name.endswith((TABLE, SHARED_TABLE))]
+    for name in tables:
+        offsets, classes = state[name][:-CLASS_ROWS], state[name][-CLASS_ROWS:]
+        if before != after:
+            resized[name] = torch.cat([_resized_table(name, offsets, before, after, method), classes])
+    if before != after:
+        notes.append(f"{len(tables)} bias tables interpolated ({method})")
+    if source.position_bias != target.position_bias:
+        (shared,) = tables
+        table, prefix = resized.pop(shared), shared.removesuffix(SHARED_TABLE)
+        resized |= {f"{prefix}blocks.{number}.{TABLE}": table.clone() for number in range(target.depth)}
+        notes.append(f"the shared bias table is now that of each of {target.depth} blocks")
+    return Resized(resized, notes)
+
+
+def vit_grid(model: ViTConfig) -> Window:
+    """Tokens per side, (height, width): a ViT is one window."""
+    return model.image_size[0] // model.patch_size, model.image_size[1] // model.patch_size
 
 
 def stage_windows(model: SwinBaseConfig) -> list[Window]:

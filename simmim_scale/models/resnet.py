@@ -140,6 +140,18 @@ class ResNet(nn.Module):
         first = Bottleneck(inputs, middle, stride=1 if stage == 0 else 2)
         return nn.Sequential(first, *(Bottleneck(middle * EXPANSION, middle, stride=1) for _ in range(depth - 1)))
 
+    @property
+    def num_layer_ids(self) -> int:
+        """Layers of layer-wise learning-rate decay, counted as for Swin: the stem, every block, and one for what follows."""
+        return sum(len(stage) for stage in self.layers) + 2
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter: 0 for the stem, then the number of its block in the whole network, from 1."""
+        parts = name.split(".")
+        if parts[0] == "stem":
+            return 0
+        return sum(len(self.layers[stage]) for stage in range(int(parts[1]))) + int(parts[2]) + 1
+
     def forward(self, image: Float[Tensor, "b chans height width"]) -> Float[Tensor, "b h w c"]:
         """encode(embed(image)): the last stage's features, channels last."""
         return self.encode(self.embed(image))

@@ -93,6 +93,18 @@ class ViT(nn.Module):
         """Rows of the `drop_path` argument of `encode`."""
         return len(self.drop_path_rates)
 
+    @property
+    def num_layer_ids(self) -> int:
+        """Layers of layer-wise learning-rate decay: the embedding, every block, and one for the final norm and what follows."""
+        return len(self.blocks) + 2
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter, as in the released fine-tuning code: a shared bias table belongs to the last one."""
+        first, *rest = name.split(".")
+        if first in ("cls_token", "patch_embed"):
+            return 0
+        return int(rest[0]) + 1 if first == "blocks" else self.num_layer_ids - 1
+
     def forward(self, image: Float[Tensor, "b chans height width"]) -> Float[Tensor, "b h w d"]:
         """encode(embed(image)): normed tokens without the class token, channels last."""
         return self.encode(self.embed(image))

@@ -84,7 +84,7 @@ def _loss_chart(records: Sequence[Mapping[str, Any]]) -> Chart:
             " The dashed line is what a guess from each image's visible pixels at large (their mean colour, or the frequencies of"
             " their classes) would cost on the validation set."
         )
-    level = None if baseline is None else (baseline, "mean colour")
+    level = None if baseline is None else (baseline, "guess")
     narrow, wide = (Markup(draw_chart(curves, level=level, size=size)) for size in (NORMAL, WIDE))
     return Chart("Loss", note, narrow, wide)
 
@@ -152,7 +152,7 @@ def _validation_tiles(records: Sequence[Mapping[str, Any]]) -> list[Tile]:
     loss, baseline = _last(records, "val_loss"), _last(records, "val_baseline")
     if loss is None:
         return []
-    note = f"{1 - loss / baseline:.0%} below mean colour ({baseline:.4f})" if baseline else ""
+    note = f"{1 - loss / baseline:.0%} below a guess from what is visible ({baseline:.4f})" if baseline else ""
     best = min((record for record in records if record.get("val_loss") is not None), key=lambda record: record["val_loss"])
     tiles = [Tile("Validation loss", f"{loss:.4f}", note)]
     tiles += [Tile(label, f"{value:.2f} %", "latest validation") for label, value in _accuracies(records)]

@@ -1,5 +1,6 @@
-"""A backbone and a head of one's own, as the README shows them."""
+"""A backbone, a head and a mask sampler of one's own, as the README shows them."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -39,3 +40,11 @@ class Head(nn.Module):
 
 def head(*, num_features: int, stride: int, channels: int) -> nn.Module:
     return Head(num_features, stride, channels)
+
+
+def around(rng: np.random.Generator, grid: tuple[int, int], count: int) -> np.ndarray:
+    rows, columns = np.indices(grid)
+    distance = np.hypot(rows - rng.uniform(0, grid[0]), columns - rng.uniform(0, grid[1]))
+    mask = np.zeros(grid, bool)
+    mask.flat[np.argsort(distance, axis=None)[:count]] = True
+    return mask

@@ -25,6 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted["tiny_swinv2"] += [f"probe.fit={shards}", f"probe.test={shards}", "probe.fit_samples=30", "probe.neighbours=1"]
     wanted["finetune"].append(f"init_from={root / 'demo'}")  # trained before it, in the order of names
     own = ["model.name=tests.cli.own_network:backbone", "model.stride=16", "objective.head=tests.cli.own_network:head"]
+    own.append("mask.sampler=tests.cli.own_network:around")
     wanted["own"] = [*wanted["tiny_swinv2"], *own, "engine.activation_checkpointing=none", f"run_dir={root / 'own'}"]
     outcomes = train_many(wanted)
     assert {name: outcome["code"] for name, outcome in outcomes.items()} == dict.fromkeys(wanted, 0), outcomes

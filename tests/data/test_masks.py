@@ -1,5 +1,7 @@
 """Mask samplers: exact counts on any grid, shapes as named, fair placement."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,8 +86,19 @@ def test_wrong_arguments():
         sample_mask(rng, grid=(6, 6), ratio=0.5, sampler="stripes")
 
 
+def test_the_sampler_of_the_readme(tmp_path, monkeypatch, repository):
+    code = re.search(r"```python\n(# mymask\.py.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    (tmp_path / "mymask.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    mask = draw("mymask:around", ratio=0.5)
+    assert mask.sum() == 18
+    rows, columns = np.nonzero(mask)
+    hidden = np.hypot(rows - rows.mean(), columns - columns.mean()).mean()
+    assert hidden < 1.77, "18 cells around one point, not all over the 6 x 6"
+
+
 def test_a_sampler_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "mymask.py").write_text(
+    (tmp_path / "stripes_of_mine.py").write_text(
         "import numpy as np\n"
         "def top(rng, grid, count):\n"
         "    mask = np.zeros(grid, bool)\n"
@@ -95,14 +108,14 @@ def test_a_sampler_of_ones_own(tmp_path, monkeypatch):
         "    return np.ones(grid, bool)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    mask = draw("mymask:top", ratio=0.5)
+    mask = draw("stripes_of_mine:top", ratio=0.5)
     assert mask[:3].all()
     assert not mask[3:].any()
     with pytest.raises(
-        ValueError, match=r"mymask:more must return a bool array of shape \(6, 6\) with exactly 18 True, got bool of"
+        ValueError, match=r"stripes_of_mine:more must return a bool array of shape \(6, 6\) with exactly 18 True, got bool of"
     ):
-        draw("mymask:more", ratio=0.5)
+        draw("stripes_of_mine:more", ratio=0.5)
     with pytest.raises(ValueError, match=r"has no 'bottom'"):
-        draw("mymask:bottom")
+        draw("stripes_of_mine:bottom")
     with pytest.raises(ValueError, match=r"cannot import 'nomask'"):
         draw("nomask:top")

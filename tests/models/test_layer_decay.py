@@ -45,6 +45,24 @@ def test_every_parameter_of_a_published_model_has_the_published_scale(recipe, re
     assert found["backbone.patch_embed.proj.weight"] == pytest.approx(decay**25)
 
 
+def test_vit_and_resnet_count_their_blocks(repository):
+    layers = {"vit_b_224_800ep": 14, "resnet50_192_300ep": 18}
+    for recipe, count in layers.items():
+        config = load_config(repository / f"configs/finetune/classification/{recipe}.yaml")
+        with torch.device("meta"):
+            module = build_classifier(config.model, num_classes=9, mean=(0.5,) * 3, std=(0.2,) * 3, seed=0, initialise=False)
+        decay = config.optimizer.layer_decay
+        found = layer_scales(module, decay)
+        assert len(set(found.values())) == count
+        first = "cls_token.token" if "vit" in recipe else "stem.conv.conv.weight"
+        assert found[f"backbone.{first}"] == pytest.approx(decay ** (count - 1))
+        second = "blocks.0.attn.relative_position_bias_table" if "vit" in recipe else "layers.0.0.reduce.conv.weight"
+        assert found[f"backbone.{second}"] == pytest.approx(decay ** (count - 2))
+        last = "blocks.11.mlp.fc2.bias" if "vit" in recipe else "layers.3.2.expand.norm.weight"
+        assert found[f"backbone.{last}"] == pytest.approx(decay)
+        assert found["head.weight"] == 1.0
+
+
 def test_without_decay_every_network_will_do():
     module = nn.Sequential(nn.Linear(2, 2))
     assert layer_scales(module, 1.0) == {"0.weight": 1.0, "0.bias": 1.0}

@@ -9,6 +9,7 @@ from simmim_scale.config.schema import ViTConfig
 from simmim_scale.config.yaml_source import Source
 from simmim_scale.models import build_backbone
 from simmim_scale.models.complexity import count_parameters, multiply_adds
+from simmim_scale.models.resizing import resize_bias_table, resize_state
 
 SMALL = {"image_size": (32, 48), "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
@@ -71,3 +72,35 @@ def test_wrong_sizes_are_clear():
         validate(Source(tree={"model": {"name": "vit", "image_size": 200}, "mask": {"cell": 40}}))
     with pytest.raises(ConfigError, match="divisor of the width 768, got 5"):
         validate(Source(tree={"model": {"name": "vit", "num_heads": 5}}))
+
+
+def test_a_shared_bias_becomes_that_of_every_block_and_computes_the_same():
+    shared, own = ViTConfig(**SMALL), ViTConfig(**SMALL, position_bias="per_block")
+    before, after = build_backbone(shared, seed=2), build_backbone(own, seed=3)
+    with torch.no_grad():
+        before.rel_pos_bias.relative_position_bias_table.normal_()
+    resized = resize_state({f"backbone.{name}": value for name, value in before.state_dict().items()}, shared, own)
+    assert resized.notes == [f"the shared bias table is now that of each of {own.depth} blocks"]
+    after.load_state_dict({name.removeprefix("backbone."): value for name, value in resized.state.items()})
+    image = torch.randn(2, 3, *shared.image_size)
+    torch.testing.assert_close(after.eval()(image), before.eval()(image), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"Set model\.position_bias=per_block"):
+        resize_state(after.state_dict(), own, shared)
+
+
+@pytest.mark.parametrize("method", ["bicubic", "geometric"])
+def test_another_image_size_interpolates_the_offsets_and_keeps_the_rows_of_the_class_token(method):
+    small = ViTConfig(**SMALL)
+    rows, columns = (side // small.patch_size for side in small.image_size)
+    large = ViTConfig(**(SMALL | {"image_size": tuple(2 * side for side in small.image_size)}))
+    network = build_backbone(small, seed=2)
+    name = "rel_pos_bias.relative_position_bias_table"
+    with torch.no_grad():
+        network.rel_pos_bias.relative_position_bias_table.normal_()
+    table = network.state_dict()[name]
+    resized = resize_state(network.state_dict(), small, large, method=method)
+    assert resized.notes[1] == f"1 bias tables interpolated ({method})"
+    expected = resize_bias_table(table[:-3], (rows, columns), (2 * rows, 2 * columns), method=method)
+    assert resized.state[name][:-3].equal(expected)
+    assert resized.state[name][-3:].equal(table[-3:])
+    build_backbone(large, seed=None).load_state_dict(resized.state)
