@@ -3,8 +3,11 @@
 Results are appended to OUT/compiled.jsonl as they come, so that an interrupted sweep goes on where it was; OUT/README.md reports.
 """
 
+import functools
 import json
 import logging
+import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,18 +20,18 @@ from typing import Any
 
 import torch
 import triton
+import triton.backends.nvidia
 
-from simmim_scale.kernels.window_attention.triton_ahead import Problem, compile_kernel
-from simmim_scale.kernels.window_attention.triton_tiles import COMPILED, SHARED_MEMORY, tile_summary
+from simmim_scale.kernels.window_attention.triton_ahead import Problem, compile_kernel, source_digest
+from simmim_scale.kernels.window_attention.triton_tiles import COMPILED, SHARED_MEMORY, refuse, tile_summary
 
 log = logging.getLogger(__name__)
 
 # Windows of Swin-T to SwinV2-G; late stages at small inputs use one of the smaller windows.
 WINDOWS = (6, 7, 8, 12, 14, 16, 20, 24)
 HEAD_DIM = 32  # of all published Swin and SwinV2 models: every form of the kernels is compiled for it
-# Of other layouts: compiled in the form that needs the most registers (V2, shifted), at windows with and without padded tiles.
+# Of other layouts: compiled in the form that needs the most registers (V2, shifted).
 OTHER_HEAD_DIMS = (16, 44, 64, 88, 96, 128)
-OTHER_WINDOWS = (12, 7, 14, 24)
 RECTANGLES = ((6, 12), (7, 14), (9, 5), (7, 24))  # windows of inputs whose sides differ
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -47,7 +50,7 @@ def problems(dtypes: Iterable[str]) -> Iterator[Problem]:
     squares = [(side, side) for side in WINDOWS]
     for dtype, window in product(types, squares):
         yield Problem(window, HEAD_DIM, dtype, cosine=True, shifted=True)
-    for side, head_dim, dtype in product(OTHER_WINDOWS, OTHER_HEAD_DIMS, types):
+    for side, head_dim, dtype in product(WINDOWS, OTHER_HEAD_DIMS, types):
         yield Problem((side, side), head_dim, dtype, cosine=True, shifted=True)
     for dtype, window in product(types, RECTANGLES):
         yield Problem(window, HEAD_DIM, dtype, cosine=True, shifted=True)
@@ -136,8 +139,16 @@ def _planned(problem: Problem, capability: tuple[int, int]) -> list[dict[str, An
         "capability": list(capability),
         "triton": triton.__version__,
     }
+    if refuse(problem.tokens, problem.head_dim, problem.dtype.itemsize, capability) is not None:
+        return []
     tiles = problem.tiles(capability)
-    return [shared | {"kernel": kernel, "tiles": tile_summary(tiles, kernel)} for kernel in problem.kernels(capability)]
+    return [
+        shared | {"kernel": kernel, "source": _digest(kernel), "tiles": tile_summary(tiles, kernel)}
+        for kernel in problem.kernels(capability)
+    ]
+
+
+_digest = functools.cache(source_digest)
 
 
 def _current(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
@@ -154,8 +165,8 @@ def _group(row: dict[str, Any]) -> str:
 
 
 def _key(row: dict[str, Any]) -> str:
-    names = ("window", "head_dim", "dtype", "form", "shifted", "capability", "triton", "kernel", "tiles")
-    return json.dumps([row[name] for name in names])
+    names = ("window", "head_dim", "dtype", "form", "shifted", "capability", "triton", "kernel", "source", "tiles")
+    return json.dumps([row.get(name) for name in names])
 
 
 def _compiled(row: dict[str, Any], problem: Problem, capability: tuple[int, int]) -> dict[str, Any]:
@@ -172,12 +183,13 @@ def report(rows: list[dict[str, Any]], missing: Counter[str]) -> str:
     lines = [
         "# Window attention in Triton, compiled ahead of time",
         "",
-        f"{date.today().isoformat()}, Triton {versions}, no GPU needed. Written by `simmim bench compile --out DIR`; every",
-        "kernel is a line of `compiled.jsonl`. Registers, and bytes of stack, are per thread as `cuobjdump -res-usage` tells",
-        "them; a stack above 0 would mean spills. Shared memory is in bytes, of one program. This says that the kernels can",
-        "run, not how fast they are.",
+        f"{date.today().isoformat()}, Triton {versions}, torch {torch.__version__}, ptxas {_ptxas_versions()}; no GPU needed.",
+        "Written by `simmim bench compile --jobs 2 --out DIR`, which goes on where it was; every kernel is a line of",
+        "`compiled.jsonl`. Registers, and bytes of stack, are per thread as `cuobjdump -res-usage` tells them; a stack above 0",
+        "would mean spills. Shared memory is in bytes, of one program. It says that the kernels can run, not how fast they are.",
         "",
         f"**{len(rows)} kernels, {len(faulty)} with faults** (stack, shared memory over the limit, or no tensor cores).",
+        _most(rows),
         "",
         f"Kernels per architecture and type: {_counted(counts)}.",
         "",
@@ -188,6 +200,25 @@ def report(rows: list[dict[str, Any]], missing: Counter[str]) -> str:
         lines += ["## Faults", "", *_table(faulty, each=True), ""]
     lines += ["## Worst case over V1 and V2, shifted and not", "", *_table(rows, each=False), ""]
     return "\n".join(lines)
+
+
+def _most(rows: list[dict[str, Any]]) -> str:
+    """The largest figures of all kernels."""
+    if not rows:
+        return ""
+    registers, stack = (max(row[name] for row in rows) for name in ("registers", "stack"))
+    closest = max(rows, key=lambda row: row["shared"] / row["shared_limit"])
+    return (
+        f"At most: {registers} registers, {stack} bytes of stack, {closest['shared'] / closest['shared_limit']:.0%} of a device's"
+        f" shared memory ({closest['shared']:,} of {closest['shared_limit']:,} bytes on {_group(closest).split()[0]})."
+    )
+
+
+def _ptxas_versions() -> str:
+    """Of the assemblers that Triton brings: one up to sm_90, and one for later GPUs."""
+    tools = sorted(Path(triton.backends.nvidia.__file__).parent.glob("bin/ptxas*"))
+    texts = [subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=False).stdout for tool in tools]
+    return " and ".join(found[1] for text in texts if (found := re.search(r"release [\d.]+, V([\d.]+)", text)))
 
 
 def _counted(counts: Counter[str]) -> str:

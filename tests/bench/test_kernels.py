@@ -1,6 +1,7 @@
 """`simmim bench kernels` and `simmim bench compile`: arithmetic of the floors, the comparisons' correctness, what they write."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -143,5 +144,38 @@ def test_a_sweep_goes_on_where_it_was_and_reports(tmp_path, monkeypatch):
     assert "sm_80 bf16: " in text.split("Not compiled yet")[1]  # only sm_90 was asked for
     assert "sm_90 bf16" not in text.split("Not compiled yet")[1].split("\n")[0]
     assert "| bf16 | 12x12 | 32 | query_gradient | sm_90 | 16x128+16, 4 warps | 100 | 0 | 1,000 | 2,000 |" in text
+    assert "At most: 100 registers, 8 bytes of stack, 50% of a device's shared memory (1,000 of 2,000 bytes on sm_90)." in text
+    assert re.search(r"ptxas 1\d\.[\d.]+", text)
     assert compile_module.sweep(tmp_path, dtypes=["bf16"], capabilities=[(9, 0)], progress=lambda text: None) == faults
     assert len(rows) == len(compiled)
+
+
+def test_a_sweep_compiles_again_what_was_cut_otherwise_or_whose_code_changed(tmp_path, monkeypatch):
+    compile_module = pytest.importorskip("simmim_scale.bench.compile")
+    compiled = []
+
+    def fake(kernel, problem, capability):
+        from simmim_scale.kernels.window_attention.triton_ahead import Usage
+
+        compiled.append(kernel)
+        return Usage(kernel, capability, 4, 100, 0, 1000, 2000, 12)
+
+    monkeypatch.setattr(compile_module, "compile_kernel", fake)
+    only = [compile_module.Problem((12, 12), 32, torch.bfloat16, cosine=True, shifted=True)]
+    monkeypatch.setattr(compile_module, "problems", lambda dtypes: only)
+
+    def sweep():
+        compiled.clear()
+        compile_module.sweep(tmp_path, dtypes=["bf16"], capabilities=[(9, 0)], progress=lambda text: None)
+        return set(compiled)
+
+    kernels = {"forward_kernel", "query_gradient_kernel", "key_value_gradient_kernel"}
+    assert sweep() == kernels
+    assert sweep() == set()
+    record = tmp_path / "compiled.jsonl"
+    record.write_text(record.read_text().replace("16x128+16, 4 warps", "16x128+16, 8 warps"))
+    assert sweep() == {"query_gradient_kernel"}
+    digest = compile_module.source_digest("forward_kernel")
+    record.write_text(record.read_text().replace(digest, "0" * len(digest)))
+    assert sweep() == {"forward_kernel"}
+    assert len({compile_module.source_digest(kernel) for kernel in kernels}) == 3

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from simmim_scale.kernels.window_attention.triton_tiles import (
     SHARED_MEMORY,
+    PairTiles,
     choose_tiles,
     key_sizes,
     key_starts,
@@ -38,6 +39,10 @@ def test_published_windows_are_cut_as_meant():
 def test_tiles_cover_all_queries_and_keys(tokens, head_dim, itemsize, capability):
     tiles = choose_tiles(tokens, head_dim, itemsize, capability)
     forward = tiles.forward
+    if isinstance(forward, PairTiles):
+        assert forward.part is not None
+        return
+    assert tiles.pair.part is None
     assert sum(forward.keys) >= tokens
     assert forward.tiles == 1 or forward.block * (forward.tiles - 1) < tokens <= forward.block * forward.tiles
     assert tiles.query is None or sum(tiles.query.keys) >= tokens
@@ -51,6 +56,7 @@ def test_tiles_cover_all_queries_and_keys(tokens, head_dim, itemsize, capability
         (144, 160, 2, (9, 0), "head dims from 16 to 128"),
         (144, 42, 4, (9, 0), "in steps of 4 are supported, got 42"),
         (144, 12, 2, (9, 0), "head dims from 16 to 128"),
+        (144, 96, 4, (10, 0), "fp32 with heads of 96 channels spills"),
         (144, 32, 2, (7, 5), r"compute capability 7\.5, only for 8\.0"),
     ],
 )
@@ -62,4 +68,6 @@ def test_what_is_not_supported_is_refused_with_a_reason(tokens, head_dim, itemsi
 def test_what_is_supported_is_not_refused():
     for capability in SHARED_MEMORY:
         for head_dim in (16, 32, 44, 64, 88, 96, 128):
-            assert {refuse(576, head_dim, itemsize, capability) for itemsize in (2, 4)} == {None}
+            for itemsize in (2, 4):
+                refused = head_dim == 96 and itemsize == 4 and capability >= (10, 0)
+                assert (refuse(576, head_dim, itemsize, capability) is None) != refused

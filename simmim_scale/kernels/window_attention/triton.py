@@ -22,8 +22,12 @@ from simmim_scale.kernels.window_attention.triton_kernels import (
     query_gradient_kernel,
 )
 from simmim_scale.kernels.window_attention.triton_split import bias_gradient_kernel, query_only_kernel
-from simmim_scale.kernels.window_attention.triton_tiles import Tiles, choose_tiles, key_starts, padded_head_dim, refuse
-from simmim_scale.kernels.window_attention.triton_wide import bias_gradient_wide_kernel, query_only_wide_kernel
+from simmim_scale.kernels.window_attention.triton_tiles import PairTiles, Tiles, choose_tiles, key_starts, padded_head_dim, refuse
+from simmim_scale.kernels.window_attention.triton_wide import (
+    bias_gradient_wide_kernel,
+    forward_wide_kernel,
+    query_only_wide_kernel,
+)
 
 APART = (query_only_kernel, bias_gradient_kernel)
 APART_WIDE = (query_only_wide_kernel, bias_gradient_wide_kernel)
@@ -133,27 +137,36 @@ def kernel_constants(window: tuple[int, int], head_dim: int, *, cosine: bool, sh
 
 
 def tile_constants(tiles: Tiles) -> dict[str, dict[str, Any]]:
-    """Compile-time arguments and warps of each kernel that these tiles use, by its name."""
+    """Compile-time arguments and the compiler's options for each kernel that these tiles use, by its name."""
+    options = {"num_stages": 1} if tiles.registers is None else {"num_stages": 1, "maxnreg": tiles.registers}
+    return {kernel: constants | options for kernel, constants in _tile_constants(tiles).items()}
+
+
+def _tile_constants(tiles: Tiles) -> dict[str, dict[str, Any]]:
     forward, query, pair, key_value = tiles.forward, tiles.query, tiles.pair, tiles.key_value
-    constants = {
-        "forward_kernel": {
+    shared = _pair_constants(pair)
+    wide = "" if pair.part is None else "wide_"
+    constants = {"key_value_gradient_kernel": _pair_constants(key_value)}
+    if isinstance(forward, PairTiles):
+        constants["forward_wide_kernel"] = _pair_constants(forward)
+    else:
+        constants["forward_kernel"] = {
             "BLOCK": forward.block,
             "TILES": forward.tiles,
             "HOLD": forward.hold,
             "STARTS": key_starts(forward.keys),
             "SIZES": forward.keys,
             "num_warps": forward.warps,
-        },
-        "key_value_gradient_kernel": {"BLOCK": key_value.block, "KEYS": key_value.keys, "num_warps": key_value.warps},
-    }
+        }
     if query is None:
-        shared = {"BLOCK": pair.block, "KEYS": pair.keys, "num_warps": pair.warps}
-        if pair.part is not None:
-            shared["PART"] = pair.part
-            return constants | {"query_only_wide_kernel": shared, "bias_gradient_wide_kernel": shared}
-        return constants | {"query_only_kernel": shared, "bias_gradient_kernel": shared}
+        return constants | {f"query_only_{wide}kernel": shared, f"bias_gradient_{wide}kernel": shared}
     own = {"BLOCK": query.block, "STARTS": key_starts(query.keys), "SIZES": query.keys, "num_warps": query.warps}
     return constants | {"query_gradient_kernel": own}
+
+
+def _pair_constants(tiles: PairTiles) -> dict[str, Any]:
+    constants = {"BLOCK": tiles.block, "KEYS": tiles.keys, "num_warps": tiles.warps}
+    return constants if tiles.part is None else constants | {"PART": tiles.part}
 
 
 def _forward(
@@ -165,15 +178,17 @@ def _forward(
     launch.check(qkv)
     out, lse = _results(qkv, bias, logit_scale, heads, window, shift)
     tiles = launch.tiles(qkv)
-    programs = (lse.shape[0] * heads, -(-launch.tokens // (tiles.forward.block * tiles.forward.tiles)))
-    read = (qkv, *_parameters(bias, logit_scale))
+    if isinstance(tiles.forward, PairTiles):
+        kernel, programs = forward_wide_kernel, (lse.shape[0] * heads * -(-launch.tokens // tiles.forward.block),)
+    else:
+        per_program = tiles.forward.block * tiles.forward.tiles
+        kernel, programs = forward_kernel, (lse.shape[0] * heads, -(-launch.tokens // per_program))
     with _on(qkv.device):
-        forward_kernel[programs](
-            *(*read, out, lse),
+        kernel[programs](
+            *(qkv, *_parameters(bias, logit_scale), out, lse),
             **launch.sizes(qkv),
             **launch.constants(qkv, logit_scale is not None),
-            **tile_constants(tiles)["forward_kernel"],
-            num_stages=1,
+            **tile_constants(tiles)[kernel.__name__],
         )
     return out, lse
 
@@ -261,7 +276,7 @@ class _BackwardCall:
         self.grad_qkv, self.delta = torch.empty_like(qkv), torch.empty_like(lse)
         self.tiles = launch.tiles(qkv)
         self.constants = tile_constants(self.tiles)
-        self.common = launch.sizes(qkv) | launch.constants(qkv, logit_scale is not None) | {"num_stages": 1}
+        self.common = launch.sizes(qkv) | launch.constants(qkv, logit_scale is not None)
 
     def query_and_bias(self) -> tuple[Tensor, Tensor]:
         """Fills q's part of `grad_qkv`, and `delta`; returns the gradients of the bias and of the clamped logit scale, fp32."""

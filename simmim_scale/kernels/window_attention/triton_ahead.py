@@ -3,13 +3,18 @@
 `triton.compile` succeeds even when a kernel spills or cannot be launched, so whoever compiles has to look: `Usage.faults`.
 """
 
+import ast
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton.language
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+from triton.runtime.jit import JITFunction
 
 from simmim_scale.kernels.cubin import read_resources
 from simmim_scale.kernels.window_attention import triton_kernels, triton_split, triton_wide
@@ -18,6 +23,7 @@ from simmim_scale.kernels.window_attention.triton_tiles import SHARED_MEMORY, Ti
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 IN_DTYPE = ("QKV", "OUT", "GRAD_OUT", "GRAD_QKV")  # pointers to the type of the projection; the other pointers are to fp32
+OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of the compiler, among the arguments of a launch
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,29 @@ def compile_kernel(name: str, problem: Problem, capability: tuple[int, int], til
     )
 
 
+def source_digest(name: str) -> str:
+    """Changes with the code of the kernel `name` and of all that it calls, but not with comments."""
+    parts: dict[str, str] = {}
+    waiting = [_function(name)]
+    while waiting:
+        function = waiting.pop()
+        parts[function.fn.__name__] = ast.dump(ast.parse(function.src))
+        used = [(key, function.fn.__globals__.get(key)) for key in function.fn.__code__.co_names]
+        parts |= {key: repr(value.value) for key, value in used if isinstance(value, triton.language.constexpr)}
+        waiting += [value for key, value in used if isinstance(value, JITFunction) and key not in parts]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _function(name: str) -> JITFunction:
+    return next(getattr(module, name) for module in (triton_kernels, triton_split, triton_wide) if hasattr(module, name))
+
+
 def kernel_source(name: str, problem: Problem, tiles: Tiles) -> tuple[ASTSource, dict[str, int]]:
     """The kernel `name` as a launch on aligned tensors has it compiled, and the compiler's options."""
-    function = next(getattr(module, name) for module in (triton_kernels, triton_split, triton_wide) if hasattr(module, name))
+    function = _function(name)
     constants = kernel_constants(problem.window, problem.head_dim, cosine=problem.cosine, shifted=problem.shifted)
     constants |= tile_constants(tiles)[name]
-    options = {"num_warps": constants.pop("num_warps"), "num_stages": 1}
+    options = {option: constants.pop(option) for option in OPTIONS if option in constants}
     signature = {argument: _type(argument, constants, problem.dtype) for argument in function.arg_names}
     attributes = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     values = {(function.arg_names.index(argument),): value for argument, value in constants.items()}

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 MAX_TOKENS = 24 * 24
 HEAD_DIMS = (16, 128)  # smallest and largest
+SMALLEST_PADDED = 32  # the head dim of all published models
 # Shared memory of one thread block, bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
 # Those that `simmim bench compile` goes through; how far it got, and with what result: benchmarks/, kernels-compiled.
 COMPILED = tuple(SHARED_MEMORY)
+MAX_REGISTERS = 255  # of a thread, on all of these
 SMALL_SHARED_MEMORY = 101376  # consumer GPUs: the compiler allots registers otherwise there
 
 
@@ -52,12 +54,19 @@ class PairTiles:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The cut of all kernels. `query` is None where the gradients of q and bias need a kernel each, cut as `pair`."""
+    """The cut of all kernels.
 
-    forward: ForwardTiles
+    Attributes:
+        forward: pairs where heads are taken in parts.
+        query: None where the gradients of q and bias need a kernel each, cut as `pair`.
+        registers: the most that the compiler may give a thread; None: as many as it thinks best.
+    """
+
+    forward: ForwardTiles | PairTiles
     query: QueryTiles | None
     pair: PairTiles
     key_value: PairTiles
+    registers: int | None
 
 
 def key_sizes(tokens: int, largest: int) -> tuple[int, ...]:
@@ -79,8 +88,11 @@ def key_starts(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def padded_head_dim(head_dim: int) -> int:
-    """The power of two that holds the head dim; products need at least 16."""
-    return max(16, 1 << (head_dim - 1).bit_length())
+    """The power of two that holds the head dim, at least 32.
+
+    Products take 16 channels too, but through no shared memory: the compiler then loads all keys of a window at once, and spills.
+    """
+    return max(SMALLEST_PADDED, 1 << (head_dim - 1).bit_length())
 
 
 def refuse(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> str | None:
@@ -92,17 +104,25 @@ def refuse(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int
         return f"a window may hold {MAX_TOKENS} tokens at most, got {tokens}"
     if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1] or head_dim % 4:
         return f"head dims from {HEAD_DIMS[0]} to {HEAD_DIMS[1]} in steps of 4 are supported, got {head_dim}"
+    if head_dim == 96 and itemsize == 4 and capability >= (10, 0):
+        return "fp32 with heads of 96 channels spills on these GPUs with every cut that was tried"
     return None
 
 
 def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> Tiles:
     """The cut for a window of `tokens`, heads of `head_dim`, elements of `itemsize` bytes and a compute capability."""
-    row_bytes = padded_head_dim(head_dim) * itemsize
+    padded = padded_head_dim(head_dim)
+    row_bytes = padded * itemsize
+    # The compiler unrolls a loop over exactly three parts, whatever it is told, and spills: 96 channels are six.
+    parts = PairTiles(16, 32, 4, part=16 if head_dim == 96 else 32)
+    forward_in_parts = itemsize == 4 and (row_bytes > 256 or (tokens > 256 and head_dim < padded))
     return Tiles(
-        forward=_forward(tokens, row_bytes, itemsize, capability),
-        query=_query(tokens, row_bytes, itemsize, capability),
-        pair=_pair(row_bytes, itemsize),
-        key_value=_key_value(tokens, row_bytes, itemsize),
+        forward=parts if forward_in_parts else _forward(tokens, row_bytes, itemsize, capability),
+        query=_query(tokens, row_bytes, itemsize, capability) if tokens <= 144 or head_dim == SMALLEST_PADDED else None,
+        pair=parts if row_bytes > 256 else _pair(tokens, row_bytes, itemsize, capability),
+        key_value=_key_value(tokens, row_bytes, itemsize, half_empty=2 * head_dim <= padded),
+        # Left alone, the compiler spills a few registers of wide or padded heads to have more programs at once.
+        registers=None if head_dim == SMALLEST_PADDED else MAX_REGISTERS,
     )
 
 
@@ -121,11 +141,11 @@ def _forward(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, 
 
 def _query(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, int]) -> QueryTiles | None:
     # The most tokens whose bias gradient fits the registers of a program, by bytes of one row of q.
-    most = {(64, 2): 256, (128, 2): 256, (128, 4): 64}.get((row_bytes, itemsize), 0)
-    if tokens > most:
+    most = {(64, 2): 256, (128, 2): 144, (128, 4): 64}.get((row_bytes, itemsize), 0)
+    if tokens > most or (itemsize == 4 and capability == (12, 0)):
         return None
     small = SHARED_MEMORY[capability] <= SMALL_SHARED_MEMORY
-    largest = 64 if row_bytes > 64 else 32 if small and tokens <= 64 else 128
+    largest = 64 if row_bytes > 64 or (capability == (12, 0) and 144 < tokens <= 208) else 32 if small and tokens <= 64 else 128
     few_warps = tokens <= (64 if small else 160) and row_bytes <= 64
     if capability == (10, 0) and 48 < tokens < 64:
         few_warps = False
@@ -134,32 +154,37 @@ def _query(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, in
     return QueryTiles(16, key_sizes(tokens, largest), 4 if few_warps else 8)
 
 
-def _pair(row_bytes: int, itemsize: int) -> PairTiles:
+def _pair(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, int]) -> PairTiles:
     if row_bytes <= 64:
         return PairTiles(16, 64 if itemsize == 2 else 32, 4)
-    if row_bytes > 256:
-        return PairTiles(16, 32, 8, part=32)
+    if row_bytes == 256 and itemsize == 4 and tokens <= 64 and capability == (12, 0):
+        return PairTiles(16, 32, 8)
     return PairTiles(32, 32, 4) if row_bytes <= 128 and itemsize == 2 else PairTiles(16, 32, 4)
 
 
-def _key_value(tokens: int, row_bytes: int, itemsize: int) -> PairTiles:
+def _key_value(tokens: int, row_bytes: int, itemsize: int, *, half_empty: bool) -> PairTiles:
     if row_bytes <= 64 and itemsize == 2:
         return PairTiles(16 if tokens <= 48 else 32, 64, 4)
     if row_bytes > 256:
         return PairTiles(16, 16, 8)
+    if itemsize == 4 and half_empty:
+        return PairTiles(16, 16, 4)
     if itemsize == 4 and row_bytes == 128 and 144 < tokens <= 208:
         return PairTiles(16, 64, 4)
     return PairTiles(32, 32, 8) if itemsize == 4 and row_bytes == 256 and tokens % 16 else PairTiles(16, 32, 4)
 
 
 def tile_summary(tiles: Tiles, kernel: str) -> str:
-    """The cut of one kernel in a few characters, for reports: queries x keys, warps."""
-    if kernel == "forward_kernel":
-        forward = tiles.forward
+    """The cut of one kernel in a few characters, for reports: queries x keys, warps, limit of registers."""
+    limit = "" if tiles.registers is None else f", {tiles.registers} registers"
+    forward = tiles.forward
+    if kernel == "forward_kernel" and isinstance(forward, ForwardTiles):
         held = " held" if forward.hold else ""
-        return f"{forward.tiles}*{forward.block}x{'+'.join(map(str, forward.keys))}{held}, {forward.warps} warps"
+        return f"{forward.tiles}*{forward.block}x{'+'.join(map(str, forward.keys))}{held}, {forward.warps} warps{limit}"
     if kernel == "query_gradient_kernel" and tiles.query is not None:
-        return f"{tiles.query.block}x{'+'.join(map(str, tiles.query.keys))}, {tiles.query.warps} warps"
+        return f"{tiles.query.block}x{'+'.join(map(str, tiles.query.keys))}, {tiles.query.warps} warps{limit}"
     pair = tiles.key_value if kernel == "key_value_gradient_kernel" else tiles.pair
+    if isinstance(forward, PairTiles) and kernel == "forward_wide_kernel":
+        pair = forward
     part = "" if pair.part is None else f" by {pair.part} channels"
-    return f"{pair.block}x{pair.keys}{part}, {pair.warps} warps"
+    return f"{pair.block}x{pair.keys}{part}, {pair.warps} warps{limit}"

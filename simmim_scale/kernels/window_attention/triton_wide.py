@@ -1,4 +1,4 @@
-"""The kernels of `triton_split.py` for heads too wide to be held whole: they take `PART` channels of a head at a time.
+"""Forward, and the kernels of `triton_split.py`, for heads too wide to be held whole: they take `PART` channels at a time.
 
 For fp32 with more than 64 channels: a product in full precision holds every operand twice (what TensorFloat-32 keeps, and what it
 rounds away), and two operands of 128 channels alone would fill the registers. Letters as in `triton_kernels.py`.
@@ -33,7 +33,7 @@ def load_part(base, rows, token, first, stride, N: tl.constexpr, D: tl.constexpr
 def sum_products(a, b, rows, token, a_stride, b_stride, N: tl.constexpr, D: tl.constexpr, PART: tl.constexpr, SIZE: tl.constexpr):
     """Inner products of the rows of two matrices, (SIZE,)."""
     total = tl.zeros((SIZE,), tl.float32)
-    for first in range(0, D, PART):
+    for first in tl.range(0, D, PART, loop_unroll_factor=1, disable_licm=True):
         left = load_part(a, rows, token, first, a_stride, N, D, PART)
         total += tl.sum(left * load_part(b, rows, token, first, b_stride, N, D, PART), 1)
     return total
@@ -56,7 +56,7 @@ def logits_and_weight_gradients(
     """q k^T + bias and dO v^T of a tile of pairs, (BLOCK, KEYS) each."""
     s = bias
     gradient = zeros(BLOCK, KEYS)
-    for first in range(0, D, PART):
+    for first in tl.range(0, D, PART, loop_unroll_factor=1, disable_licm=True):
         q = load_part(qkv, query_rows, m, first, 3 * channels, N, D, PART) * q_factor[:, None]
         k = load_part(qkv + channels, rows, n, first, 3 * channels, N, D, PART) * k_factor[:, None]
         s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
@@ -64,6 +64,67 @@ def logits_and_weight_gradients(
         v = load_part(qkv + 2 * channels, rows, n, first, 3 * channels, N, D, PART)
         gradient = tl.dot(part, tl.trans(v), gradient, input_precision=PRECISION)
     return s, gradient
+
+
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
+def forward_wide_kernel(
+    QKV, BIAS, SCALE, OUT, LSE,
+    height, width, grid_rows, grid_columns, shift_row, shift_column, heads,
+    N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    COSINE: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, KEYS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """As `forward_kernel`, for a tile of `BLOCK` queries, over tiles of `KEYS` keys with a running maximum."""
+    tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK
+    parts: tl.constexpr = (D + PART - 1) // PART
+    tile = tl.program_id(0) % tiles
+    head = tl.program_id(0) // tiles % heads
+    index = tl.program_id(0) // tiles // heads
+    windows = grid_rows * grid_columns
+    image = (index // windows).to(tl.int64)
+    row = index % windows // grid_columns
+    column = index % grid_columns
+    channels = heads * D
+    qkv = QKV + image * height * width * 3 * channels + head * D
+    m = tile * BLOCK + tl.arange(0, BLOCK)
+    query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
+    query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+    square = sum_products(qkv, qkv, query_rows, m, 3 * channels, 3 * channels, N, D, PART, BLOCK)
+    q_factor = unit_factor(square, COSINE) * (logit_factor(SCALE, head, COSINE, D) * LOG2E)
+    peak = tl.full((BLOCK,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    attended = ()
+    for _ in tl.static_range(parts):
+        attended = attended + (zeros(BLOCK, PART),)
+    for start in range(0, N, KEYS):
+        n = start + tl.arange(0, KEYS)
+        rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+        k_square = sum_products(qkv + channels, qkv + channels, rows, n, 3 * channels, 3 * channels, N, D, PART, KEYS)
+        k_factor = unit_factor(k_square, COSINE)
+        s = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and N % KEYS == 0, N, False)
+        for first in tl.range(0, D, PART, loop_unroll_factor=1, disable_licm=True):
+            q = load_part(qkv, query_rows, m, first, 3 * channels, N, D, PART) * q_factor[:, None]
+            k = load_part(qkv + channels, rows, n, first, 3 * channels, N, D, PART) * k_factor[:, None]
+            s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
+        if SHIFTED:
+            region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+            s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
+        higher = tl.maximum(peak, tl.max(s, 1))
+        lowered = tl.exp2(peak - higher)
+        p = tl.exp2(s - higher[:, None])
+        total = total * lowered + tl.sum(p, 1)
+        peak = higher
+        sums = ()
+        for i in tl.static_range(parts):
+            v = load_part(qkv + 2 * channels, rows, n, i * PART, 3 * channels, N, D, PART)
+            sums = sums + (tl.dot(p, v, attended[i] * lowered[:, None], input_precision=PRECISION),)
+        attended = sums
+    for i in tl.static_range(parts):
+        d = i * PART + tl.arange(0, PART)
+        pointers = OUT + image * height * width * channels + head * D + query_rows[:, None] * channels + d[None, :]
+        value = attended[i] * (1.0 / total)[:, None]
+        tl.store(pointers, value.to(OUT.dtype.element_ty), mask=(m[:, None] < N) & (d[None, :] < D))
+    tl.store(LSE + (index.to(tl.int64) * heads + head) * N + m, peak + tl.log2(total), mask=m < N)
 
 
 @triton.jit(do_not_specialize=SIZE_ARGUMENTS)
