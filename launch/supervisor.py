@@ -30,6 +30,7 @@ from launch.watch import find_hung, report_ranks
 
 TICK = 0.25  # seconds between two looks at deadlines; everything else wakes the loop
 WATCH_SECONDS = 1.0  # between two looks at the heartbeats
+PAUSE_SECONDS = 5.0  # a look that comes so late: this process did not run either (a suspended machine, a frozen container)
 LAUNCHER_SECONDS = 5.0  # DeepSpeed's launcher looks at its ranks once a second
 
 
@@ -63,7 +64,7 @@ class Supervisor:
         self.requested = False  # somebody outside of the job wanted it to end
         self.stalled = False
         self.interrupts = 0
-        self.watch_at = 0.0
+        self.watch_at = self.resumed_at = time.monotonic()
         self.head = head
         self.launcher: subprocess.Popen[bytes] | None = None
         self.selector = selectors.DefaultSelector()
@@ -289,9 +290,11 @@ class Supervisor:
         now = time.monotonic()
         if now < self.watch_at or self.stalled or self.stopping.killed:
             return
+        if now > self.watch_at + PAUSE_SECONDS:
+            self.resumed_at = now
         self.watch_at = now + WATCH_SECONDS
         running = [state.rank for state in self.running.values() if state.pid is not None]
-        reason = find_hung(os.path.dirname(self.socket_path), running, self.job.limits)
+        reason = find_hung(os.path.dirname(self.socket_path), running, self.job.limits, since=self.resumed_at)
         if reason is None:
             return
         self.stalled = True

@@ -78,17 +78,22 @@ def beat_path(directory: str, rank: int) -> str:
     return os.path.join(directory, f"heartbeat_{rank}")
 
 
-def find_hung(directory: str, ranks: Iterable[int], limits: Limits) -> str | None:
-    """What is wrong with the first of these ranks that hangs, in words; None if all is well. A silent rank goes first."""
+def find_hung(directory: str, ranks: Iterable[int], limits: Limits, *, since: float = 0.0) -> str | None:
+    """What is wrong with the first of these ranks that hangs, in words; None if all is well. A silent rank goes first.
+
+    Args:
+        since: on the monotonic clock; what came before does not count: the machine was paused, and the caller with it.
+    """
     now = time.monotonic()
     beats = {rank: beat for rank in ranks if (beat := Beat.read(beat_path(directory, rank)))}
     for rank, beat in beats.items():
-        if now - beat.at > limits.heartbeat:
-            return f"rank {rank} has given no heartbeat for {now - beat.at:.0f} seconds: its process is stopped or starved"
+        silent = now - max(beat.at, since)
+        if silent > limits.heartbeat:
+            return f"rank {rank} has given no heartbeat for {silent:.0f} seconds: its process is stopped or starved"
     for rank, beat in beats.items():
-        limit = limits.stall if beat.step else limits.start
-        if now - beat.marked_at > limit:
-            return f"rank {rank} has made no progress for {now - beat.marked_at:.0f} seconds, in phase {beat.phase!r}"
+        standing, limit = now - max(beat.marked_at, since), limits.stall if beat.step else limits.start
+        if standing > limit:
+            return f"rank {rank} has made no progress for {standing:.0f} seconds, in phase {beat.phase!r}"
     return None
 
 

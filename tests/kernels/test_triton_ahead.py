@@ -35,6 +35,10 @@ SAMPLE = [
     (Problem((20, 20), 32, HALF, cosine=False, shifted=True), (8, 0)),
     (Problem((24, 24), 32, HALF, cosine=True, shifted=True), (9, 0)),
     (Problem((7, 12), 32, HALF, cosine=True, shifted=True), (9, 0)),
+    # found by the sweep: a few bytes of stack with the usual cut
+    (Problem((6, 6), 32, torch.float16, cosine=False, shifted=False), (8, 0)),
+    (Problem((7, 7), 32, torch.float16, cosine=False, shifted=False), (8, 6)),
+    (Problem((14, 14), 32, FULL, cosine=True, shifted=False), (12, 0)),
     # the widest heads, and fp32
     (Problem((12, 12), 128, HALF, cosine=True, shifted=True), (8, 9)),
     (Problem((12, 12), 44, HALF, cosine=True, shifted=True), (9, 0)),

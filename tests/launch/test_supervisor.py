@@ -1,7 +1,10 @@
 """What the supervisor of a node makes of an end of DeepSpeed's launcher."""
 
+import os
 import signal
 import socket
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +13,7 @@ from launch.channel import Channel, remove_directory_of
 from launch.cli import make_job
 from launch.outcome import Ending
 from launch.supervisor import RankState, Supervisor
+from launch.watch import beat_path
 
 
 @pytest.fixture
@@ -42,3 +46,15 @@ def test_as_long_as_it_runs_nothing_is_asked(supervisor):
     supervisor.launcher = SimpleNamespace(poll=lambda: None)
     supervisor._look_for_launcher()
     assert not supervisor.stopping.asked
+
+
+@pytest.mark.parametrize(("paused", "stalled"), [(70.0, False), (0.0, True)])
+def test_a_machine_that_was_paused_accuses_no_rank(supervisor, monkeypatch, paused, stalled):
+    now = time.monotonic()
+    Path(beat_path(os.path.dirname(supervisor.socket_path), 1)).write_text(f"{now - 70} 7 {now - 70} 3 train")
+    supervisor.running[1].pid = 2**22 + 1  # of nobody
+    supervisor.resumed_at = now - 1000
+    supervisor.watch_at = now - paused
+    monkeypatch.setattr(supervisor, "_reports", list)
+    supervisor._watch()
+    assert supervisor.stalled == stalled

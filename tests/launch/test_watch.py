@@ -46,6 +46,13 @@ def test_a_silent_rank_is_named_before_those_that_wait_for_it(tmp_path):
     assert find_hung(str(tmp_path), [0, 1], LIMITS).startswith("rank 1 ")
 
 
+def test_what_was_before_a_pause_of_the_machine_does_not_count(tmp_path):
+    put(tmp_path, 0, silent=70, standing=2000)
+    now = time.monotonic()
+    assert find_hung(str(tmp_path), [0], LIMITS, since=now - 5) is None
+    assert "no heartbeat for 11 seconds" in find_hung(str(tmp_path), [0], LIMITS, since=now - 11)
+
+
 WAITS = RankReport(
     rank=0,
     node="a",

@@ -102,6 +102,8 @@ def curve(runtime: Runtime, directory: Path, settings: dict, model: str) -> dict
             store.save(engine, {})
         with ProductCount() as counter:
             losses.append(step(engine, number))
+        if number == 0:  # a forward without backward in between
+            assert engine.evaluate_step(simmim_worker.share(99, runtime, 1)[0])["loss"].isfinite()
     held = state_of_rank(engine)
     on_disk = bytes_on_disk(disk, runtime)
     weights = sum(value.double().abs().sum().item() for value in engine.full_state_dict().values())

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 import simmim_scale
+from launch.machine import free_port
 from simmim_scale.cli.app import app
 from simmim_scale.cli.export import read_weights
 from simmim_scale.models.weights import load_weights
@@ -54,15 +55,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def start(shards: Path, repository: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start(run_dir, *settings, ranks=2) -> the launcher's process; whatever is left at the end is killed."""
+    """start(run_dir, *settings, ranks=2, launch=ours) -> the launcher's process; whatever is left at the end is killed."""
     started: list[Path] = []
 
-    def run(run_dir: Path, *settings: str, ranks: int = 2) -> subprocess.Popen[str]:
+    def run(run_dir: Path, *settings: str, ranks: int = 2, launch: Sequence[str] = ()) -> subprocess.Popen[str]:
         started.append(run_dir)
         config = repository / "configs/debug/tiny_swinv2.yaml"
         data = (f"data.train={shards / 'train'}", f"data.validation={shards / 'val'}", f"run_dir={run_dir}")
-        launch = [sys.executable, "-m", "launch", "--ranks", str(ranks), "--"]
-        command = [*launch, "pretrain", str(config), *data, *SETTINGS, *settings]
+        ours = [sys.executable, "-m", "launch", "--ranks", str(ranks), "--"]
+        command = [*(launch or ours), "pretrain", str(config), *data, *SETTINGS, *settings]
         return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     yield run
@@ -143,6 +144,26 @@ def test_an_undisturbed_run_writes_what_the_readme_promises(whole: Path):
     assert outputs["prediction"].shape == (2, 3, 64, 64)
     assert outputs["loss"].isfinite()
     assert [feature.shape[1] for feature in module.backbone.features(torch.zeros(1, 3, 64, 64))] == [16, 32, 64, 128]
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ("deepspeed", "--no_local_rank", "--num_gpus", "2", "--master_port", "PORT", "--module", "simmim_scale"),
+        ("torchrun", "--nproc-per-node", "2", "--master-port", "PORT", "--module", "simmim_scale"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_plain_launchers_train_the_same(
+    whole: Path, start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: tuple[str, ...]
+):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    program = Path(sys.executable).with_name(launch[0])
+    # The launchers start `python` of the environment that they are installed in.
+    words = [sys.executable, str(program), *(str(free_port()) if word == "PORT" else word for word in launch[1:])]
+    output, code = finish(start(tmp_path / "run", launch=words))
+    assert code == 0, output
+    assert losses(tmp_path / "run") == losses(whole)
 
 
 def test_the_newest_save_of_a_run_that_goes_on_is_exported_key_by_key_and_in_its_forward(whole: Path, tmp_path: Path):

@@ -120,10 +120,17 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
         forward=parts if forward_in_parts else _forward(tokens, row_bytes, itemsize, capability),
         query=_query(tokens, row_bytes, itemsize, capability) if tokens <= 144 or head_dim == SMALLEST_PADDED else None,
         pair=parts if row_bytes > 256 else _pair(tokens, row_bytes, itemsize, capability),
-        key_value=_key_value(tokens, row_bytes, itemsize, half_empty=2 * head_dim <= padded),
-        # Left alone, the compiler spills a few registers of wide or padded heads to have more programs at once.
-        registers=None if head_dim == SMALLEST_PADDED else MAX_REGISTERS,
+        key_value=_key_value(tokens, row_bytes, itemsize, capability, half_empty=2 * head_dim <= padded),
+        registers=MAX_REGISTERS if _would_spill(tokens, head_dim, itemsize, capability) else None,
     )
+
+
+def _would_spill(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> bool:
+    """Whether the compiler, left alone, spills a few registers to have more programs at once: of wide or padded heads mostly."""
+    if head_dim != SMALLEST_PADDED:
+        return True
+    limit = {(8, 0): 48, (8, 6): 64, (8, 9): 64}.get(capability, 0)
+    return itemsize == 2 and tokens <= limit
 
 
 def _forward(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, int]) -> ForwardTiles:
@@ -162,7 +169,7 @@ def _pair(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, int
     return PairTiles(32, 32, 4) if row_bytes <= 128 and itemsize == 2 else PairTiles(16, 32, 4)
 
 
-def _key_value(tokens: int, row_bytes: int, itemsize: int, *, half_empty: bool) -> PairTiles:
+def _key_value(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, int], *, half_empty: bool) -> PairTiles:
     if row_bytes <= 64 and itemsize == 2:
         return PairTiles(16 if tokens <= 48 else 32, 64, 4)
     if row_bytes > 256:
@@ -170,7 +177,7 @@ def _key_value(tokens: int, row_bytes: int, itemsize: int, *, half_empty: bool) 
     if itemsize == 4 and half_empty:
         return PairTiles(16, 16, 4)
     if itemsize == 4 and row_bytes == 128 and 144 < tokens <= 208:
-        return PairTiles(16, 64, 4)
+        return PairTiles(16, 16 if capability == (12, 0) else 64, 4)
     return PairTiles(32, 32, 8) if itemsize == 4 and row_bytes == 256 and tokens % 16 else PairTiles(16, 32, 4)
 
 
