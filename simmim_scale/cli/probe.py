@@ -31,6 +31,7 @@ from simmim_scale.train.evaluate import evaluate
 log = logging.getLogger(__name__)
 
 RESULTS_FILE = "probe.json"
+PRECISIONS = ("fp32", "bf16", "fp16")
 Found = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -48,10 +49,16 @@ class ProbeOptions:
     workers: int = 4
     precision: str = "fp32"
 
+    def check(self) -> None:
+        """Raise ValueError for values that mean nothing."""
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"--precision: one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+
 
 def probe_command(weights: str, fit: str, test: str, options: ProbeOptions) -> None:
     """Runs the whole command on this rank."""
     with user_errors():
+        options.check()
         runtime = start_runtime()
     try:
         configure_logging(Terminal(), level=logging.INFO if runtime.is_main else logging.WARNING)
@@ -59,7 +66,7 @@ def probe_command(weights: str, fit: str, test: str, options: ProbeOptions) -> N
             directory = find_weights(weights)
             model, sets, config = on_every_rank(runtime, lambda: _open(directory, fit, test, options))
             out = options.out or directory.parent / "probe"
-            cache = out / f"features_{_digest(directory, sets, config)}.safetensors"
+            cache = out / f"features_{_digest(directory, sets, config, options.precision)}.safetensors"
             found = on_main(runtime, lambda: _cached(cache))
             if not runtime.broadcast_object(found is not None):
                 found = _extract(model, sets, config, options, runtime)
@@ -95,7 +102,7 @@ def _extract(model: Pretrained, sets: ProbeSets, config: Config, options: ProbeO
     return features or None  # type: ignore[return-value]
 
 
-def _digest(directory: Path, sets: ProbeSets, config: Config) -> str:
+def _digest(directory: Path, sets: ProbeSets, config: Config, precision: str) -> str:
     """What the features depend on, in 16 hex digits."""
     digest = hashlib.sha256()
     with (directory / TENSORS).open("rb") as file:
@@ -105,7 +112,9 @@ def _digest(directory: Path, sets: ProbeSets, config: Config) -> str:
         digest.update(np.ascontiguousarray(index.table).tobytes())
         digest.update(json.dumps([shard.sha256 for shard in index.shards]).encode())
     view = config.classification.model_dump(include={"test_crop", "test_resize"})
-    digest.update(json.dumps([view, config.data.interpolation, config.probe.fit_samples, config.probe.test_samples]).encode())
+    digest.update(
+        json.dumps([view, config.data.interpolation, config.probe.fit_samples, config.probe.test_samples, precision]).encode()
+    )
     return digest.hexdigest()[:16]
 
 
