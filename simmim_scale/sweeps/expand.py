@@ -132,16 +132,29 @@ def _stage_run(
     files = [value for value in varied if isinstance(value, str)] if first else []
     config = file.parent / (files[-1] if files else stage.config)
     settings = dict(stage.settings)
-    if first:
-        settings |= small
-        for value in varied:  # last, since it is what the sweep is about
-            settings |= value if isinstance(value, dict) else {}
+    settings |= small if first else {}
+    for value in varied:  # last, since it is what the sweep is about
+        settings |= _settings_of(value, sweep, name) if isinstance(value, dict) else {}
     run_dir = folder / name
     own = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     if stage.init_from is not None:
         own.append(f"init_from={folder / stage.init_from}")
     # The directory comes last: a sweep whose runs shared one would lose all but the first.
     return StageRun(name, stage.command, config, (*own, *given[name], f"run_dir={run_dir}"), run_dir)
+
+
+def _settings_of(value: Mapping[str, Any], sweep: Sweep, stage: str) -> dict[str, Any]:
+    """What an axis' value sets in one stage: `key` is of the first stage, `STAGE:key` of that one."""
+    found = {}
+    for name, wanted in value.items():
+        prefix, colon, key = name.rpartition(":")
+        if colon and prefix not in sweep.stages:
+            raise ConfigError(
+                f"axes: {name!r}: a stage of the sweep before the colon ({', '.join(sweep.stages)}), got {prefix!r}."
+            )
+        if (prefix or next(iter(sweep.stages))) == stage:
+            found[key] = wanted
+    return found
 
 
 def _by_stage(overrides: Sequence[str], sweep: Sweep) -> dict[str, list[str]]:

@@ -38,7 +38,10 @@ class Axis(Section):
     """One thing that is varied."""
 
     name: str = setting(..., "What is varied, as a heading.")
-    values: dict[str, AxisValue] = setting(..., "Label -> settings by dotted key, or a configuration file of the first stage.")
+    values: dict[str, AxisValue] = setting(
+        ...,
+        "Label -> settings of the first stage by dotted key (of another: STAGE:key), or a configuration file of the first stage.",
+    )
 
     @field_validator("values")
     @classmethod

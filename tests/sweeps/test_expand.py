@@ -39,6 +39,19 @@ def test_overrides_win_and_may_name_a_stage(write_sweep, sweep_tree):
         runs_of(path, overrides=["other:seed=1"])
 
 
+def test_a_value_may_set_something_in_a_later_stage(write_sweep, sweep_tree):
+    sweep_tree["stages"]["again"] = {"config": "base.yaml", "init_from": "pretrain"}
+    sweep_tree["axes"][0]["values"]["8 px"]["again:train.steps"] = 7
+    runs = runs_of(write_sweep(sweep_tree))
+    steps = [[load_config(stage.config, stage.overrides).train.steps for stage in run.stages] for run in runs]
+    assert steps == [[4, 7], [4, 7], [4, 4], [4, 4]]
+    sweep_tree["axes"][0]["values"]["8 px"]["other:train.steps"] = 7
+    with pytest.raises(
+        ConfigError, match=r"'other:train\.steps': a stage of the sweep before the colon \(pretrain, again\), got 'other'"
+    ):
+        runs_of(write_sweep(sweep_tree))
+
+
 def test_reduced_keeps_the_first_stage_and_changes_settings_and_axes(write_sweep, sweep_tree, tmp_path):
     sweep_tree["stages"]["again"] = {"config": "base.yaml", "init_from": "pretrain"}
     (tmp_path / "small.yaml").write_text("train: {steps: 2, global_batch: 2}\nmodel: {embed_dim: 8}\n")
