@@ -142,7 +142,9 @@ def draw_chart(
         _set_limits(axes, curves, max(at_least, level[0] if level else 0.0), from_zero=from_zero)
         _dress(axes, percent=percent)
         if level or len(curves) > 1:
-            axes.legend(frameon=False, labelcolor=INK, loc="upper right", handlelength=1.6, borderaxespad=0.2)
+            # Many curves would lie under their legend: it goes above them.
+            above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4} if len(curves) > 3 else {"loc": "upper right"}
+            axes.legend(frameon=False, labelcolor=INK, handlelength=1.6, borderaxespad=0.2, **above)
         return svg_element(figure)
 
 
