@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simmim_scale.config.memory import BlockCost, Linear, ModelCost
 from simmim_scale.config.schema import Config, SwinBaseConfig
 from simmim_scale.engine.activation_checkpointing import KEPT_BY_SELECTIVE
+from simmim_scale.engine.precision import DTYPES
 from simmim_scale.engine.sequential_attention import apply_sequential_attention
 from simmim_scale.models.complexity import count_parameters
 from simmim_scale.models.windows import stage_sides
@@ -26,7 +27,6 @@ from simmim_scale.objectives.classifier import build_classifier
 from simmim_scale.objectives.simmim import build_simmim
 
 ASSUMED_CLASSES = 1000  # where only the shards know: ImageNet's
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def count_configured(config: Config, *, on_gpu: bool) -> ModelCost:

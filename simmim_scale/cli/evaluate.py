@@ -19,6 +19,7 @@ from simmim_scale.data.remote_index import open_index
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.data.stream import ShardReader
 from simmim_scale.engine.inference import InferenceEngine
+from simmim_scale.engine.precision import DTYPES
 from simmim_scale.engine.runtime import Runtime, start_runtime
 from simmim_scale.reports.atomic_write import replace_file
 from simmim_scale.reports.environment import describe_device, git_version, package_versions
@@ -68,7 +69,7 @@ class EvaluationOptions:
         for name, value, choices in (
             ("--resize", self.resize, ("cover", "squash")),
             ("--interpolation", self.interpolation, ("bilinear", "bicubic")),
-            ("--precision", self.precision, ("fp32", "bf16", "fp16")),
+            ("--precision", self.precision, tuple(DTYPES)),
         ):
             if value is not None and value not in choices:
                 raise ValueError(f"{name}: one of {', '.join(choices)}, got {value!r}.")

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from torch import nn
 
 from simmim_scale.cli.describe import plan_rows
@@ -21,7 +20,7 @@ from simmim_scale.config.plan import Plan, make_plan
 from simmim_scale.config.schema import Config
 from simmim_scale.engine.checkpoint import RunStateStore, SavedState
 from simmim_scale.engine.engine import Engine, build_engine
-from simmim_scale.engine.precision import require_precision
+from simmim_scale.engine.precision import DTYPES, require_precision
 from simmim_scale.engine.runtime import Runtime
 from simmim_scale.kernels import dispatch
 from simmim_scale.models.layer_decay import layer_scales
@@ -41,7 +40,6 @@ from simmim_scale.train.rollbacks import Rollback, read_rollbacks, skipped_at
 from simmim_scale.train.run_directory import RunDirectory
 
 Task = PretrainTask | ClassificationTask
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from simmim_scale.cli.together import data_errors, on_every_rank, on_main
 from simmim_scale.config.schema import Config, ProbeConfig
 from simmim_scale.data.dataset import LOAD_ERRORS
 from simmim_scale.engine.inference import InferenceEngine
+from simmim_scale.engine.precision import DTYPES
 from simmim_scale.engine.runtime import Runtime, start_runtime
 from simmim_scale.models.weights import TENSORS
 from simmim_scale.reports.atomic_write import replace_file
@@ -31,7 +32,6 @@ from simmim_scale.train.evaluate import evaluate
 log = logging.getLogger(__name__)
 
 RESULTS_FILE = "probe.json"
-PRECISIONS = ("fp32", "bf16", "fp16")
 Found = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -51,8 +51,8 @@ class ProbeOptions:
 
     def check(self) -> None:
         """Raise ValueError for values that mean nothing."""
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"--precision: one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+        if self.precision not in DTYPES:
+            raise ValueError(f"--precision: one of {', '.join(DTYPES)}, got {self.precision!r}.")
 
 
 def probe_command(weights: str, fit: str, test: str, options: ProbeOptions) -> None:

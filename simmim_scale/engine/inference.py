@@ -5,10 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from simmim_scale.engine.precision import require_precision
+from simmim_scale.engine.precision import DTYPES, require_precision
 from simmim_scale.engine.runtime import Runtime
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class InferenceEngine:

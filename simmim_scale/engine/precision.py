@@ -2,6 +2,8 @@
 
 import torch
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def require_precision(precision: str, device: torch.device) -> None:
     """Raise ValueError when `device` has no arithmetic for `precision` ("fp32", "bf16" or "fp16")."""
