@@ -50,9 +50,6 @@ class _Turns:
     shift: tuple[int, int]
     rows: int
 
-    def roll(self, x: Tensor, sign: int) -> Tensor:
-        return torch.roll(x, sign * self.shift[0], dims=1) if self.shift[0] else x
-
     def __call__(self, images: int) -> Iterator[tuple[slice, slice, tuple[int, int]]]:
         """(image, tokens of the vertical axis, shift inside of the cut).
 
@@ -72,19 +69,19 @@ class _InTurn(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, logit_scale: Tensor | None, attend: Attend, turns: _Turns) -> Tensor:
         ctx.save_for_backward(qkv, bias, logit_scale)
         ctx.attend, ctx.turns = attend, turns
-        rolled = turns.roll(qkv, -1)
+        rolled = _roll_rows(qkv, turns.shift, -1)
         output = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
         for image, tokens, shift in turns(qkv.shape[0]):
             part = _roll_rows(rolled[image, tokens], shift, 1)
             output[image, tokens] = _roll_rows(attend(part, bias, logit_scale, shift), shift, -1)
-        return turns.roll(output, 1)
+        return _roll_rows(output, turns.shift, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, bias, logit_scale = ctx.saved_tensors
         turns, needed = ctx.turns, ctx.needs_input_grad[:3]
-        rolled, grad_rolled = turns.roll(qkv, -1), turns.roll(grad, -1)
+        rolled, grad_rolled = (_roll_rows(x, turns.shift, -1) for x in (qkv, grad))
         shared = [
             None if x is None else _leaf(x.to(_wide(x)), need) for x, need in zip((bias, logit_scale), needed[1:], strict=True)
         ]
@@ -102,11 +99,11 @@ class _InTurn(torch.autograd.Function):
                 if total is not None:
                     total += found.pop(0)
         given = [None if total is None else total.to(x.dtype) for total, x in zip(sums, (bias, logit_scale), strict=True)]
-        return turns.roll(grad_qkv, 1) if needed[0] else None, *given, None, None
+        return _roll_rows(grad_qkv, turns.shift, 1) if needed[0] else None, *given, None, None
 
 
 def _roll_rows(x: Tensor, shift: tuple[int, int], sign: int) -> Tensor:
-    """`attend` rolls what it gets: the last row of windows, which is rolled already, is rolled back for it."""
+    """x rolled along its height. `attend` rolls what it gets: the last row of windows, rolled already, is rolled back for it."""
     return torch.roll(x, sign * shift[0], dims=1) if shift[0] else x
 
 
