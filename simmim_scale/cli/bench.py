@@ -23,9 +23,10 @@ def _bench() -> None:
 def loader(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; data.train names the shards to measure on.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Different images to measure on.")] = 256,
+    images: Annotated[int, typer.Option(min=1, help="Different images to measure on.")] = 1024,
     workers: Annotated[int, typer.Option(min=0, help="Processes of the whole loaders.")] = 2,
-    batches: Annotated[int, typer.Option(min=1, help="Batches of 32 taken from each of the whole loaders, in three turns.")] = 24,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a batch of the whole loaders.")] = 128,
+    batches: Annotated[int, typer.Option(min=1, help="Batches taken from each of the whole loaders, in three turns.")] = 16,
     gpu: Annotated[str, typer.Option(help="GPU to compute the demand for.")] = "H100",
     gpu_images_per_second: Annotated[
         float | None, typer.Option(min=0.001, help="Images per second of one GPU from a run, instead of an estimate.")
@@ -44,7 +45,8 @@ def loader(
         settings = load_config(config, overrides or [])
         demand = estimate_demand(settings, gpu=gpu, measured=gpu_images_per_second)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        result = bench_loader(settings, BenchOptions(images=images, workers=workers, batches=batches), device=device)
+        options = BenchOptions(images=images, workers=workers, batch=batch, batches=batches)
+        result = bench_loader(settings, options, device=device)
     result["demand"] = demand.as_json(images_per_core_second=result["per_core"]["images_per_second"])
     if as_json:
         console.print(json.dumps(result, indent=2), markup=False)

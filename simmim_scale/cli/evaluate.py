@@ -227,7 +227,7 @@ def _mistakes(opened: Evaluation, predictions: Predictions) -> list[Mistake]:
     for row in predictions.mistakes(SHOWN_MISTAKES):
         sample = int(predictions.sample[row])
         pixels = decode_image(reader.read_image(sample), in_chans=config.model.in_chans, band_range=config.data.band_range)
-        image = opened.view(pixels, epoch=0, sample=sample)["image"]
+        image = opened.view(pixels)["image"]
         found.append(
             Mistake(
                 image=image.permute(1, 2, 0).numpy(),

@@ -14,10 +14,10 @@ from simmim_scale.data.loader import TrainingLoader, ValidationLoader, shard_siz
 from simmim_scale.data.mixing import Mixing
 from simmim_scale.data.order import BatchShare, SampleOrder
 from simmim_scale.data.quarantine import Quarantine
-from simmim_scale.data.random import Stream, sample_rng
+from simmim_scale.data.random import DrawnAhead, Stream, sample_rng
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.data.stream import ShardReader
-from simmim_scale.data.transforms import Crop, centre_crop, resize_crop, sample_crop
+from simmim_scale.data.transforms import CROP_DRAWS, Crop, centre_crop, resize_crop, sample_crop
 from simmim_scale.data.views import Arrays, View
 from simmim_scale.data.workers import Workers
 
@@ -31,13 +31,18 @@ class AugmentedView:
     image_size: tuple[int, int]
     seed: int
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
-        rng = sample_rng(self.seed, epoch, sample, Stream.VIEW)
-        crop = sample_crop(rng, *image.shape[:2], scale=self.data.crop_scale, ratio=self.data.crop_ratio)
+    def draw(self, *, epoch: int, sample: int) -> tuple[DrawnAhead, np.random.Generator]:
+        """Numbers for the crop and the flip, and what the augmentation draws from."""
+        numbers = DrawnAhead(sample_rng(self.seed, epoch, sample, Stream.VIEW), CROP_DRAWS + 1)
+        return numbers, sample_rng(self.seed, epoch, sample, Stream.AUGMENT)
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], draws: tuple[DrawnAhead, np.random.Generator]) -> Arrays:
+        numbers, augment_rng = draws
+        crop = sample_crop(numbers, *image.shape[:2], scale=self.data.crop_scale, ratio=self.data.crop_ratio)
         view = resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation)
-        if rng.random() < self.data.flip:
+        if numbers.random() < self.data.flip:
             view = view.flip(-1)
-        return {"image": self.augment(view, sample_rng(self.seed, epoch, sample, Stream.AUGMENT))}
+        return {"image": self.augment(view, augment_rng)}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class TestedView:
     crop: float
     resize: str
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
+    def draw(self, *, epoch: int, sample: int) -> None:
+        """Nothing is random."""
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], draws: None = None) -> Arrays:
         return {"image": resize_crop(image, self.part(*image.shape[:2]), size=self.image_size, interpolation=self.interpolation)}
 
     def part(self, height: int, width: int) -> Crop:

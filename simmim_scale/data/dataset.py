@@ -6,6 +6,7 @@ Letters: b = samples of the micro-batch, h, w = height and width in pixels, c = 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,9 +89,13 @@ class ShardDataset(Dataset):
             return error  # type: ignore[return-value]
 
     def _load_batch(self, request: BatchRequest) -> tuple[Batch, list[DamagedSample]]:
+        ordered = list(zip(request.epochs.tolist(), request.samples.tolist(), strict=True))
+        # First all draws: in a loop of their own they take a third of the time that they take between two images.
+        draws = [self.view.draw(epoch=epoch, sample=sample) for epoch, sample in ordered]
+        load = self._load_encoded if self.send_encoded else self._load_decoded
         rows, used, damaged = [], [], []
-        for epoch, sample in zip(request.epochs.tolist(), request.samples.tolist(), strict=True):
-            row, actual, failures = self._load_encoded(epoch, sample) if self.send_encoded else self.load_row(epoch, sample)
+        for (_, sample), drawn in zip(ordered, draws, strict=True):
+            row, actual, failures = load(sample, drawn)
             rows.append(row)
             used.append(actual)
             damaged.extend(failures)
@@ -110,21 +115,21 @@ class ShardDataset(Dataset):
         entries, packed = pack(rows)
         return {**stack(entries), **packed}
 
-    def _load_encoded(self, epoch: int, sample: int) -> tuple[Arrays, int, list[DamagedSample]]:
-        """As `load_row`, but a plain JPEG is left encoded, with the crop that belongs to its view."""
+    def load_row(self, epoch: int, sample: int) -> tuple[Arrays, int, list[DamagedSample]]:
+        """The view of a sample, the sample whose image it shows, and what failed before it."""
+        return self._load_decoded(sample, self.view.draw(epoch=epoch, sample=sample))
+
+    def _load_encoded(self, sample: int, draws: Any) -> tuple[Arrays, int, list[DamagedSample]]:
+        """As `_load_decoded`, but a plain JPEG is left encoded, with the crop that belongs to its view."""
         data = self.reader.read_image(sample)
         size = plain_jpeg_size(data)
         if size is None:
-            row, actual, failures = self.load_row(epoch, sample)
+            row, actual, failures = self._load_decoded(sample, draws)
             return decoded_row(row), actual, failures
         height, width = size if jpeg_orientation(data) < 5 else size[::-1]
-        return encoded_row(data, *self.view.draw(height, width, epoch=epoch, sample=sample)), sample, []  # type: ignore[attr-defined]
+        return encoded_row(data, *self.view.place(height, width, draws)), sample, []  # type: ignore[attr-defined]
 
-    def load_row(self, epoch: int, sample: int) -> tuple[Arrays, int, list[DamagedSample]]:
-        """The view of a sample, the sample whose image it shows, and what failed before it.
-
-        Draws belong to the sample that was ordered, whatever image replaces it.
-        """
+    def _load_decoded(self, sample: int, draws: Any) -> tuple[Arrays, int, list[DamagedSample]]:
         failures: list[tuple[int, str]] = []
         for candidate in replacements(sample, len(self), seed=self.seed):
             try:
@@ -133,7 +138,7 @@ class ShardDataset(Dataset):
                 failures.append((candidate, str(error)))
                 continue
             try:
-                row = self.view(image, epoch=epoch, sample=sample)
+                row = self.view(image, draws)
             except Exception as error:
                 error.add_note(f"While making the view of {self.reader.index.describe(candidate)}.")
                 raise

@@ -1,11 +1,12 @@
 """What one sample of a batch is made of: the views of pre-training and of its validation.
 
-A view is a picklable callable (pixels, epoch, sample) -> named arrays; `data/dataset.py` stacks them to a batch.
+A view is picklable and works in two steps: `draw` does all that is random, and calling the view with pixels and these draws gives
+the arrays that `data/dataset.py` stacks to a batch. Draws belong to the sample that was ordered, whatever image replaces it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from simmim_scale.config.schema import DataConfig, MaskConfig
 from simmim_scale.data.masks import sample_mask
-from simmim_scale.data.random import Stream, sample_rng
-from simmim_scale.data.transforms import Crop, centre_crop, resize_crop, sample_crop
+from simmim_scale.data.random import DrawnAhead, Stream, sample_rng
+from simmim_scale.data.transforms import CROP_DRAWS, Crop, centre_crop, resize_crop, sample_crop
 
 Arrays = Mapping[str, Tensor | np.ndarray | bool | int]
 
@@ -23,7 +24,10 @@ Arrays = Mapping[str, Tensor | np.ndarray | bool | int]
 class View(Protocol):
     """Turns the pixels of a sample into the entries of a batch: "image" (c, h, w) uint8, and whatever the task needs."""
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays: ...
+    def draw(self, *, epoch: int, sample: int) -> Any:
+        """All that is random about the view of a sample."""
+
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], draws: Any) -> Arrays: ...
 
 
 class CropView:
@@ -34,16 +38,26 @@ class CropView:
     image_size: tuple[int, int]
     second_size: tuple[int, int] | None
 
-    def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
+    def draw(self, *, epoch: int, sample: int) -> Any:
+        raise NotImplementedError
+
+    def place(self, height: int, width: int, draws: Any) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         """The crop of an image of this size, and the entries of the batch besides "image"."""
         raise NotImplementedError
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"], *, epoch: int, sample: int) -> Arrays:
-        crop, entries = self.draw(*image.shape[:2], epoch=epoch, sample=sample)
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], draws: Any) -> Arrays:
+        crop, entries = self.place(*image.shape[:2], draws)
         views = {"image": resize_crop(image, crop, size=self.image_size, interpolation=self.data.interpolation)}
         if self.second_size is not None:  # the same crop, for targets that look at it at a size of their own
             views["view"] = resize_crop(image, crop, size=self.second_size, interpolation=self.data.interpolation)
         return {**views, **entries}
+
+
+class PretrainingDraws(NamedTuple):
+    """Numbers for the crop and the flip, and the mask."""
+
+    numbers: DrawnAhead
+    mask: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -59,11 +73,13 @@ class PretrainingView(CropView):
     seed: int
     second_size: tuple[int, int] | None = None
 
-    def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
-        rng = sample_rng(self.seed, epoch, sample, Stream.VIEW)
-        crop = sample_crop(rng, height, width, scale=self.data.crop_scale, ratio=self.data.crop_ratio)
-        mask = draw_mask(sample_rng(self.seed, epoch, sample, Stream.MASK), self.mask, self.image_size)
-        return crop, {"mask": mask, "flip": bool(rng.random() < self.data.flip)}
+    def draw(self, *, epoch: int, sample: int) -> PretrainingDraws:
+        numbers = DrawnAhead(sample_rng(self.seed, epoch, sample, Stream.VIEW), CROP_DRAWS + 1)
+        return PretrainingDraws(numbers, draw_mask(sample_rng(self.seed, epoch, sample, Stream.MASK), self.mask, self.image_size))
+
+    def place(self, height: int, width: int, draws: PretrainingDraws) -> tuple[Crop, dict[str, np.ndarray | bool]]:
+        crop = sample_crop(draws.numbers, height, width, scale=self.data.crop_scale, ratio=self.data.crop_ratio)
+        return crop, {"mask": draws.mask, "flip": draws.numbers.random() < self.data.flip}
 
 
 @dataclass(frozen=True)
@@ -76,10 +92,12 @@ class ValidationView(CropView):
     seed: int
     second_size: tuple[int, int] | None = None
 
-    def draw(self, height: int, width: int, *, epoch: int, sample: int) -> tuple[Crop, dict[str, np.ndarray | bool]]:
-        crop = centre_crop(height, width, aspect=self.image_size[1] / self.image_size[0])
-        mask = draw_mask(sample_rng(self.seed, 0, sample, Stream.VALIDATION_MASK), self.mask, self.image_size)
-        return crop, {"mask": mask, "flip": False}
+    def draw(self, *, epoch: int, sample: int) -> np.ndarray:
+        """The mask."""
+        return draw_mask(sample_rng(self.seed, 0, sample, Stream.VALIDATION_MASK), self.mask, self.image_size)
+
+    def place(self, height: int, width: int, draws: np.ndarray) -> tuple[Crop, dict[str, np.ndarray | bool]]:
+        return centre_crop(height, width, aspect=self.image_size[1] / self.image_size[0]), {"mask": draws, "flip": False}
 
 
 def draw_mask(rng: np.random.Generator, mask: MaskConfig, image_size: tuple[int, int]) -> np.ndarray:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from simmim_scale.data.dataset import Batch, BatchRequest, DamagedSample, Loaded, ShardDataset
+from simmim_scale.data.block import Block
+from simmim_scale.data.dataset import Batch, BatchRequest, DamagedSample, Loaded, LoadError, ShardDataset
 
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = "/dev/shm"
+Sent = tuple[Block, list[DamagedSample]] | LoadError
 # What a job manager or a terminal sends to every process of a job. Workers serve the rank until it has saved and ends them.
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -40,7 +42,7 @@ class Workers:
                 batch_sampler=requests,  # type: ignore[arg-type]
                 num_workers=self.count,
                 prefetch_factor=self.prefetch if self.count else None,
-                collate_fn=_as_is,
+                collate_fn=_to_block if self.count else _as_is,
                 pin_memory=self.pin_memory,
                 worker_init_fn=_outlive_signals,
                 # Its own, since DataLoader otherwise draws from torch's global generator.
@@ -62,7 +64,7 @@ class BatchStream:
 
     def __init__(self, loader: "DataLoader[Any]", workers: Workers):
         self._workers = workers
-        self._iterator: Iterator[Loaded] | None = iter(loader)
+        self._iterator: Iterator[Sent | Loaded] | None = iter(loader)
         self._memory_checked = not workers.count
         # multiprocessing waits at exit for workers that nobody told to end; this runs before it, having been registered later.
         self._at_exit = _closer(weakref.ref(self))
@@ -77,10 +79,12 @@ class BatchStream:
         loaded = next(self._iterator)
         if isinstance(loaded, Exception):
             raise loaded
+        content, damaged = loaded
+        batch = content.unpack() if isinstance(content, Block) else content
         if not self._memory_checked:
             self._memory_checked = True
-            warn_of_shared_memory(loaded[0], num_batches=self._workers.count * self._workers.prefetch)
-        return loaded
+            warn_of_shared_memory(batch, num_batches=self._workers.count * self._workers.prefetch)
+        return batch, damaged
 
     def close(self) -> None:
         atexit.unregister(self._at_exit)
@@ -137,3 +141,8 @@ def _outlive_signals(worker: int) -> None:
 
 def _as_is(loaded: Loaded) -> Loaded:
     return loaded
+
+
+def _to_block(loaded: Loaded) -> Sent:
+    """In a worker: what it sends to the rank."""
+    return loaded if isinstance(loaded, Exception) else (Block.pack(loaded[0]), loaded[1])

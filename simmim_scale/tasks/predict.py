@@ -55,7 +55,7 @@ class PictureClassifier:
             ValueError: a file that is missing or no picture, or pixels of another type or number of channels.
         """
         channels = self.config.model.in_chans
-        views = [self._view(read_picture(picture, in_chans=channels), epoch=0, sample=0)["image"] for picture in pictures]
+        views = [self._view(read_picture(picture, in_chans=channels))["image"] for picture in pictures]
         return torch.stack([torch.as_tensor(view) for view in views])
 
     @torch.inference_mode()

@@ -34,7 +34,7 @@ def config(repository, shards):
 
 def test_stages_and_comparison(config):
     result = bench_loader(config, FEW, device=torch.device("cpu"))
-    assert list(result["stages"]) == ["reading", "decoding", "views", "batching"]
+    assert list(result["stages"]) == ["reading", "draws", "decoding", "views", "batching"]
     assert sum(stage["share"] for stage in result["stages"].values()) == pytest.approx(1)
     assert result["images"] in (19, 20)
     assert result["mean_pixels"] == 500 * 375
@@ -73,7 +73,7 @@ def test_the_command_prints_json_and_tables(config, shards, repository):
     for table in loader_tables(result):
         console.print(table)
     text = console.export_text()
-    for word in ("reading", "decoding", "views", "batching", "transfer", "times as fast", "cores per GPU"):
+    for word in ("reading", "draws", "decoding", "views", "batching", "transfer", "times as fast", "cores per GPU"):
         assert word in text
 
 

@@ -73,7 +73,7 @@ def test_half_of_the_images_are_flipped_and_none_on_request(make_shards):
     def flips(probability):
         view = PretrainingView(**(SECTIONS | {"data": DataConfig(flip=probability)}))
         image = np.zeros((8, 8, 3), dtype=np.uint8)
-        return np.mean([view(image, epoch=epoch, sample=0)["flip"] for epoch in range(400)])
+        return np.mean([view(image, view.draw(epoch=epoch, sample=0))["flip"] for epoch in range(400)])
 
     assert len(index) == 1
     assert flips(0.0) == 0
@@ -84,10 +84,14 @@ def test_half_of_the_images_are_flipped_and_none_on_request(make_shards):
 def test_validation_views_do_not_change_between_epochs_and_show_the_centre(make_shards, make_picture):
     view = ValidationView(**SECTIONS)
     picture = make_picture(0, height=64, width=80)
-    first, later = view(picture, epoch=0, sample=7), view(picture, epoch=5, sample=7)
+
+    def shown(epoch, sample):
+        return view(picture, view.draw(epoch=epoch, sample=sample))
+
+    first, later = shown(0, 7), shown(5, 7)
     assert torch.equal(first["image"], later["image"])
     assert np.array_equal(first["mask"], later["mask"])
-    assert not np.array_equal(first["mask"], view(picture, epoch=0, sample=8)["mask"])
+    assert not np.array_equal(first["mask"], shown(0, 8)["mask"])
     # 64x80 to 32x24: the middle 48 columns, halved.
     half = picture[:, 16:64].reshape(32, 2, 24, 2, 3).mean(axis=(1, 3))
     assert np.abs(first["image"].permute(1, 2, 0).numpy() - half).mean() < 3
@@ -128,7 +132,8 @@ def test_a_damaged_image_is_replaced_and_named(damaged_index):
     assert "no known image format" in entry.cause
     # The draws stay those of the sample that was ordered.
     whole, _ = dataset(damaged_index).__getitems__(request([2]))
-    drawn = PretrainingView(**SECTIONS)(np.zeros((40, 56, 3), dtype=np.uint8), epoch=0, sample=2)
+    view = PretrainingView(**SECTIONS)
+    drawn = view(np.zeros((40, 56, 3), dtype=np.uint8), view.draw(epoch=0, sample=2))
     assert np.array_equal(whole["mask"][0].numpy(), drawn["mask"])
 
 
@@ -146,10 +151,14 @@ def test_a_set_without_images_is_an_error_of_the_user(make_shards):
 
 
 def test_other_errors_name_the_sample(make_shards):
-    def broken(image, *, epoch, sample):
-        raise RuntimeError("a bug in the view")
+    class Broken:
+        def draw(self, *, epoch, sample):
+            return sample
 
-    loader = ShardDataset(ShardReader(make_shards(3)), broken, in_chans=3, seed=0)
+        def __call__(self, image, draws):
+            raise RuntimeError("a bug in the view")
+
+    loader = ShardDataset(ShardReader(make_shards(3)), Broken(), in_chans=3, seed=0)
     with pytest.raises(RuntimeError, match="a bug in the view") as caught:
         loader.__getitems__(request([1]))
     assert "part-00000.tar: some/sample00001" in caught.value.__notes__[0]

@@ -177,3 +177,10 @@ def test_streams_and_samples_have_draws_of_their_own():
     arguments = [(seed, epoch, sample, stream) for seed in (0, 1) for epoch in (0, 1) for sample in (0, 1) for stream in Stream]
     draws = {sample_rng(*each).random() for each in arguments}
     assert len(draws) == len(arguments)
+
+
+@pytest.mark.parametrize("words", [(0, 0, 0), (2**32 - 1, 1, 5), (2**32, 1, 5), (3, 2**40, 9)])
+def test_a_generator_is_that_of_its_numbers_on_both_sides_of_32_bits(words):
+    seed, epoch, sample = words
+    expected = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, int(Stream.MASK), epoch, sample))))
+    assert sample_rng(*words, Stream.MASK).random() == expected.random()

@@ -15,9 +15,13 @@ COMMON = {"data": DataConfig(), "mask": MaskConfig(cell=8), "image_size": (32, 4
 @pytest.mark.parametrize("view", [PretrainingView, ValidationView])
 def test_it_is_the_same_crop_and_changes_nothing_else(view, make_picture):
     picture = make_picture(5, height=50, width=70)
-    both = view(**COMMON, second_size=(16, 24))(picture, epoch=1, sample=5)
-    alone = view(**COMMON)(picture, epoch=1, sample=5)
-    crop, _ = view(**COMMON).draw(50, 70, epoch=1, sample=5)
+
+    def draws():
+        return view(**COMMON).draw(epoch=1, sample=5)
+
+    both = view(**COMMON, second_size=(16, 24))(picture, draws())
+    alone = view(**COMMON)(picture, draws())
+    crop, _ = view(**COMMON).place(50, 70, draws())
     assert torch.equal(both["view"], resize_crop(picture, crop, size=(16, 24)))
     assert set(both) - set(alone) == {"view"}
     for name in alone:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from simmim_scale.data.transforms import Crop, centre_crop, resize_crop, sample_crop
+from simmim_scale.data.random import DrawnAhead
+from simmim_scale.data.transforms import CROP_DRAWS, Crop, centre_crop, resize_crop, sample_crop
 
 SIMMIM = {"scale": (0.67, 1.0), "ratio": (0.75, 4 / 3)}
 
@@ -91,3 +92,12 @@ def test_resampling_is_antialiased():
     stripes[:, ::2] = 255
     result = resize_crop(stripes, Crop(0, 0, 64, 64), size=(16, 16))
     assert (result.float() - 127.5).abs().max() < 20
+
+
+@given(height=st.integers(1, 600), width=st.integers(1, 600), seed=st.integers(0, 2**32))
+def test_crops_are_the_same_from_numbers_drawn_ahead(height, width, seed):
+    one_by_one = np.random.default_rng(seed)
+    ahead = DrawnAhead(np.random.default_rng(seed), CROP_DRAWS + 1)
+    expected = sample_crop(one_by_one, height, width, **SIMMIM)
+    assert sample_crop(ahead, height, width, **SIMMIM) == expected
+    assert ahead.random() == one_by_one.random()
