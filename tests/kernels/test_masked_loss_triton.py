@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.masked_loss_cases import CASES, errors, make_inputs, run
+from tests.kernels.masked_loss_cases import CASES, Case, errors, make_inputs, run
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +58,31 @@ def test_the_kernel_neither_spills_nor_needs_shared_memory(options, capability):
     assert usage.registers <= 80
     assert usage.stack == 0
     assert usage.shared <= 1024
+
+
+def test_pictures_of_other_sizes_need_no_other_kernel(launches):
+    """Where 16 divides all widths."""
+    from simmim_scale.kernels.masked_loss import triton
+
+    for case in (
+        Case(size=(16, 32), batch=3, channels_last=True),
+        Case(size=(128, 16), cell=16, batch=2),
+        Case(size=(8, 48), batch=1),
+        Case(size=(16, 16), batch=16, cell=16),
+    ):
+        inputs = make_inputs(case)
+        triton.masked_loss(
+            inputs.prediction.float(),
+            inputs.image,
+            inputs.mask,
+            layout=inputs.layout,
+            tokens=inputs.tokens,
+            flip=inputs.flip,
+            normalization=inputs.normalization,
+            loss=case.loss,
+            beta=case.beta,
+        )
+    assert len(launches["masked_loss_kernel"]) == 1
 
 
 @pytest.mark.gpu

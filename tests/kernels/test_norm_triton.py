@@ -78,6 +78,17 @@ def test_kernels_compile_without_spilling(capability):
     assert not spilling
 
 
+def test_other_numbers_of_rows_need_no_other_kernel(launches):
+    from simmim_scale.kernels.norm import triton
+
+    weight = torch.ones(96)
+    for shape in ((1, 1, 96), (16, 1, 96), (2, 16, 96), (3, 5, 96)):
+        x = torch.zeros(shape)
+        *_, mean, rstd = triton._forward(x, x, None, weight, weight, 1e-5, triton.POST)
+        triton._backward(x, None, weight, mean, rstd, x, None, triton.POST)
+    assert {kernel: len(compiled) for kernel, compiled in launches.items()} == {"forward_kernel": 1, "backward_kernel": 1}
+
+
 def test_the_operators_keep_their_promises_to_torch_compile():
     """Fake results have the shapes of real ones, and a graph that is traced with fake tensors holds one operator each way."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 
 PLAIN, POST, PRE = 0, 1, 2
+SIZE_ARGUMENTS = ("rows", "rows_per_sample", "groups")  # never compiled in: no variants for 1 and for multiples of 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def forward_kernel(
     x,  # the branch (plain: the input)
     residual,
@@ -57,7 +58,7 @@ def forward_kernel(
     tl.store(out + at, normed.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def backward_kernel(
     x,  # what was normalised: the branch, or pre-norm's sum
     scale,
