@@ -1,6 +1,7 @@
 """`simmim bench compile`: compiles every Triton kernel that dispatch may pick, for GPUs that need not be here.
 
-Results are appended to OUT/compiled.jsonl as they come, so that an interrupted sweep goes on where it was; OUT/README.md reports.
+Results are appended to OUT/compiled.jsonl as they come, so that an interrupted sweep goes on where it was; OUT/README.md reports,
+and is renewed on the way.
 """
 
 import functools
@@ -33,6 +34,7 @@ HEAD_DIM = 32  # of all published Swin and SwinV2 models: every form of the kern
 # Of other layouts: compiled in the form that needs the most registers (V2, shifted).
 OTHER_HEAD_DIMS = (16, 44, 64, 88, 96, 128)
 RECTANGLES = ((6, 12), (7, 14), (9, 5), (7, 24))  # windows of inputs whose sides differ
+PROGRESS_EVERY = 100  # kernels; the report is renewed as often
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -105,8 +107,9 @@ def sweep(
             file.flush()
             if row["faults"]:
                 progress(f"FAULT {row['kernel']} {row['window']} head dim {row['head_dim']} {_group(row)}: {row['faults']}")
-            if number % 100 == 0:
+            if number % PROGRESS_EVERY == 0:
                 progress(f"{number} of {len(tasks)} kernels compiled")
+                (out / "README.md").write_text(report(*_current(read_record(record))))
     rows, missing = _current(read_record(record))
     record.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "README.md").write_text(report(rows, missing))

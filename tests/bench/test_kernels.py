@@ -150,6 +150,25 @@ def test_a_sweep_goes_on_where_it_was_and_reports(tmp_path, monkeypatch):
     assert len(rows) == len(compiled)
 
 
+def test_an_interrupted_sweep_leaves_a_report(tmp_path, monkeypatch):
+    compile_module = pytest.importorskip("simmim_scale.bench.compile")
+    compiled = []
+
+    def fake(kernel, problem, capability):
+        from simmim_scale.kernels.window_attention.triton_ahead import Usage
+
+        if len(compiled) == 150:
+            raise KeyboardInterrupt
+        compiled.append(kernel)
+        return Usage(kernel, capability, 4, 100, 0, 1000, 2000, 12)
+
+    monkeypatch.setattr(compile_module, "compile_kernel", fake)
+    with pytest.raises(KeyboardInterrupt):
+        compile_module.sweep(tmp_path, dtypes=["bf16"], capabilities=[(9, 0)], progress=lambda text: None)
+    assert len(compile_module.read_record(tmp_path / "compiled.jsonl")) == 150
+    assert "**100 kernels, 0 with faults**" in (tmp_path / "README.md").read_text()
+
+
 def test_a_sweep_compiles_again_what_was_cut_otherwise_or_whose_code_changed(tmp_path, monkeypatch):
     compile_module = pytest.importorskip("simmim_scale.bench.compile")
     compiled = []

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from simmim_scale.kernels.window_attention import triton
-from simmim_scale.kernels.window_attention.triton_ahead import Problem, Usage, compile_kernel, kernel_source
+from simmim_scale.kernels.window_attention import triton, triton_partition
+from simmim_scale.kernels.window_attention.triton_ahead import Problem, Usage, compile_kernel, kernel_source, source_digest
 
 HALF, FULL = torch.bfloat16, torch.float32
 SAMPLE = [
@@ -77,6 +77,21 @@ def test_kernels_neither_spill_nor_exceed_shared_memory(problem, capability):
 def test_faults_are_named():
     usage = Usage("forward_kernel", (8, 6), 4, registers=255, stack=16, shared=200_000, shared_limit=101_376, tensor_core=0)
     assert usage.faults == ["16 bytes of stack per thread", "200000 bytes of shared memory of 101376", "no tensor cores"]
+
+
+def test_a_kernel_is_another_one_with_other_code_and_not_with_other_words(monkeypatch):
+    def digest(old, new):
+        """Of forward_kernel, whose helper reads otherwise."""
+        helper = triton_partition.locate_window
+        source = helper.src
+        assert old in source
+        with monkeypatch.context() as patch:
+            patch.setattr(helper, "_src", source.replace(old, new))
+            return source_digest("forward_kernel")
+
+    before = source_digest("forward_kernel")
+    assert digest("# 32 bits", "# Thirty-two bits") == digest("-th window", "-th one") == before
+    assert digest("heads + head", "heads - head") != before
 
 
 @pytest.mark.parametrize("cosine", [True, False])

@@ -103,16 +103,24 @@ def compile_kernel(name: str, problem: Problem, capability: tuple[int, int], til
 
 
 def source_digest(name: str) -> str:
-    """Changes with the code of the kernel `name` and of all that it calls, but not with comments."""
+    """Changes with the code of the kernel `name` and of all that it calls, but not with comments and docstrings."""
     parts: dict[str, str] = {}
     waiting = [_function(name)]
     while waiting:
         function = waiting.pop()
-        parts[function.fn.__name__] = ast.dump(ast.parse(function.src))
+        parts[function.fn.__name__] = _code(function)
         used = [(key, function.fn.__globals__.get(key)) for key in function.fn.__code__.co_names]
         parts |= {key: repr(value.value) for key, value in used if isinstance(value, triton.language.constexpr)}
         waiting += [value for key, value in used if isinstance(value, JITFunction) and key not in parts]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _code(function: JITFunction) -> str:
+    tree = ast.parse(function.src)
+    definition = tree.body[0]
+    if isinstance(definition, ast.FunctionDef) and ast.get_docstring(definition) is not None:
+        del definition.body[0]
+    return ast.dump(tree)
 
 
 def _function(name: str) -> JITFunction:

@@ -1,7 +1,7 @@
 """The Triton kernels of window attention: forward; gradients of q, bias and logit scale; gradients of k and v.
 
-q, k, v are read from the un-partitioned projection (b, h, w, 3c) and written where they belong: shift, window and regions are
-index arithmetic. Logits are in units of log2: the factor log2(e) is folded into q and into the bias that is passed in.
+q, k, v are read from the un-partitioned projection (b, h, w, 3c) and written where they belong: `triton_partition.py` finds the
+place. Logits are in units of log2: the factor log2(e) is folded into q and into the bias that is passed in.
 
 Letters in shapes: m queries of a tile, n keys of a tile, d head dim (DP: the power of two that holds it). The keys of a window
 are cut into tiles of powers of two, 144 = 128 + 16, so that little is padded; STARTS and SIZES list them.
@@ -10,8 +10,15 @@ are cut into tiles of powers of two, 144 = 128 + 16, so that little is padded; S
 import triton
 import triton.language as tl
 
+from simmim_scale.kernels.window_attention.triton_partition import (
+    locate_window,
+    mask_regions,
+    split_program,
+    token_regions,
+    token_rows,
+)
+
 LOG2E = tl.constexpr(1.4426950408889634)
-MASKED_LOGIT = tl.constexpr(-100.0 * 1.4426950408889634)  # regions.MASKED_LOGIT, in units of log2
 MAX_LOGIT_SCALE = tl.constexpr(4.605170185988092)  # ln 100
 NORM_EPS = tl.constexpr(1e-12)
 # Never compiled in. Triton makes variants of a kernel for sizes of 1 and for multiples of 16: none of those would be one of the
@@ -20,24 +27,6 @@ SIZE_ARGUMENTS = (
     *("height", "width", "grid_rows", "grid_columns", "shift_row", "shift_column", "heads"),
     *("total_windows", "groups"),
 )
-
-
-@triton.jit
-def token_rows(token, window_row, window_column, height, width, shift_row, shift_column, WH: tl.constexpr, WW: tl.constexpr):
-    """Where the tokens of a window lie in the image, as rows of a (h * w, channels) matrix."""
-    y = window_row * WH + token // WW + shift_row
-    x = window_column * WW + token % WW + shift_column
-    y = tl.where(y >= height, y - height, y)
-    x = tl.where(x >= width, x - width, x)
-    return y * width + x
-
-
-@triton.jit
-def token_regions(token, last_row, last_column, shift_row, shift_column, WH: tl.constexpr, WW: tl.constexpr):
-    """Region of tokens within their window: the last window of a shifted axis holds two, every other one."""
-    below = last_row & (token // WW >= WH - shift_row)
-    right = last_column & (token % WW >= WW - shift_column)
-    return 2 * below.to(tl.int32) + right.to(tl.int32)
 
 
 @triton.jit
@@ -152,31 +141,27 @@ def forward_kernel(
 
     HOLD: the keys and values of the window are loaded once and kept; else each tile of queries reads them again.
     """
-    head = tl.program_id(0) % heads
-    index = tl.program_id(0) // heads
-    windows = grid_rows * grid_columns
-    image = (index // windows).to(tl.int64)
-    row = index % windows // grid_columns
-    column = index % grid_columns
+    _, head, index = split_program(heads, 1)
+    window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
     channels = heads * D
-    qkv = QKV + image * height * width * 3 * channels + head * D
-    out = OUT + image * height * width * channels + head * D
-    lse = LSE + (index.to(tl.int64) * heads + head) * N
+    qkv = QKV + window.qkv
+    out = OUT + window.out
+    lse = LSE + window.statistics
     factor = logit_factor(SCALE, head, COSINE, D)
     keys = ()
     values = ()
     if HOLD:
         for i in tl.static_range(len(SIZES)):
             n = STARTS[i] + tl.arange(0, SIZES[i])
-            rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+            rows = token_rows(n, window, WH, WW)
             k = load_tile(qkv + channels, rows, n, 3 * channels, STARTS[i] + SIZES[i] <= N, N, D, DP)
             keys = keys + (unit_key(k, COSINE),)
             values = values + (load_tile(qkv + 2 * channels, rows, n, 3 * channels, STARTS[i] + SIZES[i] <= N, N, D, DP),)
     for tile in range(TILES):
         m = (tl.program_id(1) * TILES + tile) * BLOCK + tl.arange(0, BLOCK)
-        query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
+        query_rows = token_rows(m, window, WH, WW)
         q = scaled_query(load_tile(qkv, query_rows, m, 3 * channels, N % BLOCK == 0, N, D, DP), factor, COSINE)
-        query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+        query_region = token_regions(m, window, WH, WW)
         scores = ()
         peak = tl.full((BLOCK,), -float("inf"), tl.float32)
         for i in tl.static_range(len(SIZES)):
@@ -184,14 +169,14 @@ def forward_kernel(
             if HOLD:
                 k = keys[i]
             else:
-                rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+                rows = token_rows(n, window, WH, WW)
                 k = load_tile(qkv + channels, rows, n, 3 * channels, STARTS[i] + SIZES[i] <= N, N, D, DP)
                 k = unit_key(k, COSINE)
             bias = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and STARTS[i] + SIZES[i] <= N, N, False)
             s = tl.dot(q, tl.trans(k), bias, input_precision=PRECISION)
             if SHIFTED:
-                region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-                s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
+                region = token_regions(n, window, WH, WW)
+                s = mask_regions(s, query_region, region)
             scores = scores + (s,)
             peak = tl.maximum(peak, tl.max(s, 1))
         total = tl.zeros((BLOCK,), tl.float32)
@@ -203,7 +188,7 @@ def forward_kernel(
                 v = values[i]
             else:
                 n = STARTS[i] + tl.arange(0, SIZES[i])
-                rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+                rows = token_rows(n, window, WH, WW)
                 v = load_tile(qkv + 2 * channels, rows, n, 3 * channels, STARTS[i] + SIZES[i] <= N, N, D, DP)
             attended = tl.dot(p.to(v.dtype), v, attended, input_precision=PRECISION)
         attended = attended * (1.0 / total)[:, None]
@@ -225,10 +210,7 @@ def query_gradient_kernel(
     registers: each group stores its own sum, so nothing is added atomically and the result is the same every time.
     """
     tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    group = tl.program_id(0) // tiles // heads
-    windows = grid_rows * grid_columns
+    tile, head, group = split_program(heads, tiles)
     channels = heads * D
     m = tile * BLOCK + tl.arange(0, BLOCK)
     factor = logit_factor(SCALE, head, COSINE, D)
@@ -238,34 +220,30 @@ def query_gradient_kernel(
     scale_sum = tl.zeros((BLOCK,), tl.float32)
     for number in range((total_windows - group + groups - 1) // groups):
         index = group + number * groups
-        image = (index // windows).to(tl.int64)
-        row = index % windows // grid_columns
-        column = index % grid_columns
-        qkv = QKV + image * height * width * 3 * channels + head * D
-        statistics = (index.to(tl.int64) * heads + head) * N
-        query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
-        offset = image * height * width * channels + head * D
+        window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
+        qkv = QKV + window.qkv
+        query_rows = token_rows(m, window, WH, WW)
         q = load_tile(qkv, query_rows, m, 3 * channels, N % BLOCK == 0, N, D, DP)
-        grad_out = load_tile(GRAD_OUT + offset, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
-        out = load_tile(OUT + offset, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
+        grad_out = load_tile(GRAD_OUT + window.out, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
+        out = load_tile(OUT + window.out, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
         delta = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), 1)
-        tl.store(DELTA + statistics + m, delta, mask=m < N)
-        lse = tl.load(LSE + statistics + m, mask=m < N, other=float("inf"))
+        tl.store(DELTA + window.statistics + m, delta, mask=m < N)
+        lse = tl.load(LSE + window.statistics + m, mask=m < N, other=float("inf"))
         scaled = scaled_query(q, factor, COSINE)
-        query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+        query_region = token_regions(m, window, WH, WW)
         gradient = tl.zeros((BLOCK, DP), tl.float32)
         sums = ()
         for i in tl.static_range(len(SIZES)):
             n = STARTS[i] + tl.arange(0, SIZES[i])
-            rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+            rows = token_rows(n, window, WH, WW)
             k = load_tile(qkv + channels, rows, n, 3 * channels, STARTS[i] + SIZES[i] <= N, N, D, DP)
             v = load_tile(qkv + 2 * channels, rows, n, 3 * channels, STARTS[i] + SIZES[i] <= N, N, D, DP)
             k = unit_key(k, COSINE)
             bias = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and STARTS[i] + SIZES[i] <= N, N, False)
             s = tl.dot(scaled, tl.trans(k), bias, input_precision=PRECISION)
             if SHIFTED:
-                region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-                s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
+                region = token_regions(n, window, WH, WW)
+                s = mask_regions(s, query_region, region)
             p = tl.exp2(s - lse[:, None])
             ds = p * (tl.dot(grad_out, tl.trans(v), input_precision=PRECISION) - delta[:, None])
             sums = sums + (bias_sums[i] + ds,)
@@ -274,7 +252,7 @@ def query_gradient_kernel(
         gradient, along = through_unit(gradient * factor, q, COSINE)
         scale_sum += tl.where(m < N, along, 0.0)
         store_tile(
-            GRAD_QKV + image * height * width * 3 * channels + head * D,
+            GRAD_QKV + window.qkv,
             query_rows, m, 3 * channels, gradient, N % BLOCK == 0, N, D, DP,
         )  # fmt: skip
     own = (group * heads + head).to(tl.int64)
@@ -299,20 +277,14 @@ def key_value_gradient_kernel(
     Works on the transposed logits (n, m), so that no tile of weights is transposed for the products.
     """
     tiles: tl.constexpr = (N + KEYS - 1) // KEYS
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    index = tl.program_id(0) // tiles // heads
-    windows = grid_rows * grid_columns
-    image = (index // windows).to(tl.int64)
-    row = index % windows // grid_columns
-    column = index % grid_columns
+    tile, head, index = split_program(heads, tiles)
+    window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
     channels = heads * D
-    qkv = QKV + image * height * width * 3 * channels + head * D
-    grad_out_base = GRAD_OUT + image * height * width * channels + head * D
-    statistics = (index.to(tl.int64) * heads + head) * N
+    qkv = QKV + window.qkv
+    grad_out_base = GRAD_OUT + window.out
     n = tile * KEYS + tl.arange(0, KEYS)
-    rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
-    region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+    rows = token_rows(n, window, WH, WW)
+    region = token_regions(n, window, WH, WW)
     key = load_tile(qkv + channels, rows, n, 3 * channels, N % KEYS == 0, N, D, DP)
     v = load_tile(qkv + 2 * channels, rows, n, 3 * channels, N % KEYS == 0, N, D, DP)
     k = unit_key(key, COSINE)
@@ -321,22 +293,22 @@ def key_value_gradient_kernel(
     grad_v = tl.zeros((KEYS, DP), tl.float32)
     for start in range(0, N, BLOCK):
         m = start + tl.arange(0, BLOCK)
-        query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
+        query_rows = token_rows(m, window, WH, WW)
         q = scaled_query(load_tile(qkv, query_rows, m, 3 * channels, N % BLOCK == 0, N, D, DP), factor, COSINE)
         grad_out = load_tile(grad_out_base, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
-        lse = tl.load(LSE + statistics + m, mask=m < N, other=float("inf"))
-        delta = tl.load(DELTA + statistics + m, mask=m < N, other=0.0)
+        lse = tl.load(LSE + window.statistics + m, mask=m < N, other=float("inf"))
+        delta = tl.load(DELTA + window.statistics + m, mask=m < N, other=0.0)
         bias = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and N % KEYS == 0, N, True)
         s = tl.dot(k, tl.trans(q), bias, input_precision=PRECISION)
         if SHIFTED:
-            query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            s += tl.where(region[:, None] == query_region[None, :], 0.0, MASKED_LOGIT)
+            query_region = token_regions(m, window, WH, WW)
+            s = mask_regions(s, region, query_region)
         p = tl.exp2(s - lse[None, :])
         grad_v = tl.dot(p.to(v.dtype), grad_out, grad_v, input_precision=PRECISION)
         ds = p * (tl.dot(v, tl.trans(grad_out), input_precision=PRECISION) - delta[None, :])
         grad_k = tl.dot(ds.to(v.dtype), q, grad_k, input_precision=PRECISION)
     # The queries above carry the factor that the gradient of a unit key needs, and log2(e), which it does not.
     grad_k, _ = through_unit(grad_k * (1.0 / LOG2E), key, COSINE)
-    grad_qkv = GRAD_QKV + image * height * width * 3 * channels + head * D
+    grad_qkv = GRAD_QKV + window.qkv
     store_tile(grad_qkv + channels, rows, n, 3 * channels, grad_k, N % KEYS == 0, N, D, DP)
     store_tile(grad_qkv + 2 * channels, rows, n, 3 * channels, grad_v, N % KEYS == 0, N, D, DP)

@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from simmim_scale.kernels.window_attention.triton_kernels import (
-    MASKED_LOGIT,
     SIZE_ARGUMENTS,
     load_bias,
     load_tile,
@@ -15,9 +14,14 @@ from simmim_scale.kernels.window_attention.triton_kernels import (
     scaled_query,
     store_tile,
     through_unit,
+    unit_key,
+)
+from simmim_scale.kernels.window_attention.triton_partition import (
+    locate_window,
+    mask_regions,
+    split_program,
     token_regions,
     token_rows,
-    unit_key,
 )
 
 
@@ -31,44 +35,37 @@ def query_only_kernel(
 ):  # fmt: skip
     """Gradient of q for a tile of `BLOCK` queries of one head of one window, over tiles of `KEYS` keys; delta; logit scale."""
     tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    index = tl.program_id(0) // tiles // heads
-    windows = grid_rows * grid_columns
-    image = (index // windows).to(tl.int64)
-    row = index % windows // grid_columns
-    column = index % grid_columns
+    tile, head, index = split_program(heads, tiles)
+    window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
     channels = heads * D
-    qkv = QKV + image * height * width * 3 * channels + head * D
-    offset = image * height * width * channels + head * D
-    statistics = (index.to(tl.int64) * heads + head) * N
+    qkv = QKV + window.qkv
     m = tile * BLOCK + tl.arange(0, BLOCK)
-    query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
-    query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+    query_rows = token_rows(m, window, WH, WW)
+    query_region = token_regions(m, window, WH, WW)
     factor = logit_factor(SCALE, head, COSINE, D)
     q = load_tile(qkv, query_rows, m, 3 * channels, N % BLOCK == 0, N, D, DP)
     scaled = scaled_query(q, factor, COSINE)
-    grad_out = load_tile(GRAD_OUT + offset, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
-    out = load_tile(OUT + offset, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
+    grad_out = load_tile(GRAD_OUT + window.out, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
+    out = load_tile(OUT + window.out, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
     delta = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(DELTA + statistics + m, delta, mask=m < N)
-    lse = tl.load(LSE + statistics + m, mask=m < N, other=float("inf"))
+    tl.store(DELTA + window.statistics + m, delta, mask=m < N)
+    lse = tl.load(LSE + window.statistics + m, mask=m < N, other=float("inf"))
     gradient = tl.zeros((BLOCK, DP), tl.float32)
     for start in range(0, N, KEYS):
         n = start + tl.arange(0, KEYS)
-        rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+        rows = token_rows(n, window, WH, WW)
         k = unit_key(load_tile(qkv + channels, rows, n, 3 * channels, N % KEYS == 0, N, D, DP), COSINE)
         v = load_tile(qkv + 2 * channels, rows, n, 3 * channels, N % KEYS == 0, N, D, DP)
         bias = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and N % KEYS == 0, N, False)
         s = tl.dot(scaled, tl.trans(k), bias, input_precision=PRECISION)
         if SHIFTED:
-            region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
+            region = token_regions(n, window, WH, WW)
+            s = mask_regions(s, query_region, region)
         p = tl.exp2(s - lse[:, None])
         ds = p * (tl.dot(grad_out, tl.trans(v), input_precision=PRECISION) - delta[:, None])
         gradient = tl.dot(ds.to(k.dtype), k, gradient, input_precision=PRECISION)
     gradient, along = through_unit(gradient * factor, q, COSINE)
-    grad_qkv = GRAD_QKV + image * height * width * 3 * channels + head * D
+    grad_qkv = GRAD_QKV + window.qkv
     store_tile(grad_qkv, query_rows, m, 3 * channels, gradient, N % BLOCK == 0, N, D, DP)
     if COSINE:
         own = index.to(tl.int64) * heads + head
@@ -86,36 +83,29 @@ def bias_gradient_kernel(
     """Gradient of the bias for a tile of pairs of one head, over every `groups`-th window; needs delta."""
     query_tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK
     key_tiles: tl.constexpr = (N + KEYS - 1) // KEYS
-    program = tl.program_id(0)
-    m = program % query_tiles * BLOCK + tl.arange(0, BLOCK)
-    n = program // query_tiles % key_tiles * KEYS + tl.arange(0, KEYS)
-    head = program // query_tiles // key_tiles % heads
-    group = program // query_tiles // key_tiles // heads
-    windows = grid_rows * grid_columns
+    pair, head, group = split_program(heads, query_tiles * key_tiles)
+    m = pair % query_tiles * BLOCK + tl.arange(0, BLOCK)
+    n = pair // query_tiles * KEYS + tl.arange(0, KEYS)
     channels = heads * D
     factor = logit_factor(SCALE, head, COSINE, D)
     bias_sum = tl.zeros((BLOCK, KEYS), tl.float32)
     for number in range((total_windows - group + groups - 1) // groups):
         index = group + number * groups
-        image = (index // windows).to(tl.int64)
-        row = index % windows // grid_columns
-        column = index % grid_columns
-        qkv = QKV + image * height * width * 3 * channels + head * D
-        statistics = (index.to(tl.int64) * heads + head) * N
-        query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
-        rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+        window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
+        qkv = QKV + window.qkv
+        query_rows = token_rows(m, window, WH, WW)
+        rows = token_rows(n, window, WH, WW)
         q = scaled_query(load_tile(qkv, query_rows, m, 3 * channels, N % BLOCK == 0, N, D, DP), factor, COSINE)
         k = unit_key(load_tile(qkv + channels, rows, n, 3 * channels, N % KEYS == 0, N, D, DP), COSINE)
         bias = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and N % KEYS == 0, N, False)
         s = tl.dot(q, tl.trans(k), bias, input_precision=PRECISION)
         if SHIFTED:
-            query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
-        lse = tl.load(LSE + statistics + m, mask=m < N, other=float("inf"))
-        delta = tl.load(DELTA + statistics + m, mask=m < N, other=0.0)
-        offset = image * height * width * channels + head * D
-        grad_out = load_tile(GRAD_OUT + offset, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
+            query_region = token_regions(m, window, WH, WW)
+            region = token_regions(n, window, WH, WW)
+            s = mask_regions(s, query_region, region)
+        lse = tl.load(LSE + window.statistics + m, mask=m < N, other=float("inf"))
+        delta = tl.load(DELTA + window.statistics + m, mask=m < N, other=0.0)
+        grad_out = load_tile(GRAD_OUT + window.out, query_rows, m, channels, N % BLOCK == 0, N, D, DP)
         v = load_tile(qkv + 2 * channels, rows, n, 3 * channels, N % KEYS == 0, N, D, DP)
         grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
         bias_sum += tl.exp2(s - lse[:, None]) * (grad_weights - delta[:, None])

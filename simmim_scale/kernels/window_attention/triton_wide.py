@@ -9,15 +9,19 @@ import triton.language as tl
 
 from simmim_scale.kernels.window_attention.triton_kernels import (
     LOG2E,
-    MASKED_LOGIT,
     NORM_EPS,
     SIZE_ARGUMENTS,
     inverse_norm,
     load_bias,
     logit_factor,
+    zeros,
+)
+from simmim_scale.kernels.window_attention.triton_partition import (
+    locate_window,
+    mask_regions,
+    split_program,
     token_regions,
     token_rows,
-    zeros,
 )
 
 
@@ -77,18 +81,13 @@ def forward_wide_kernel(
     """As `forward_kernel`, for a tile of `BLOCK` queries, over tiles of `KEYS` keys with a running maximum."""
     tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK
     parts: tl.constexpr = (D + PART - 1) // PART
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    index = tl.program_id(0) // tiles // heads
-    windows = grid_rows * grid_columns
-    image = (index // windows).to(tl.int64)
-    row = index % windows // grid_columns
-    column = index % grid_columns
+    tile, head, index = split_program(heads, tiles)
+    window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
     channels = heads * D
-    qkv = QKV + image * height * width * 3 * channels + head * D
+    qkv = QKV + window.qkv
     m = tile * BLOCK + tl.arange(0, BLOCK)
-    query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
-    query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+    query_rows = token_rows(m, window, WH, WW)
+    query_region = token_regions(m, window, WH, WW)
     square = sum_products(qkv, qkv, query_rows, m, 3 * channels, 3 * channels, N, D, PART, BLOCK)
     q_factor = unit_factor(square, COSINE) * (logit_factor(SCALE, head, COSINE, D) * LOG2E)
     peak = tl.full((BLOCK,), -float("inf"), tl.float32)
@@ -98,7 +97,7 @@ def forward_wide_kernel(
         attended = attended + (zeros(BLOCK, PART),)
     for start in range(0, N, KEYS):
         n = start + tl.arange(0, KEYS)
-        rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+        rows = token_rows(n, window, WH, WW)
         k_square = sum_products(qkv + channels, qkv + channels, rows, n, 3 * channels, 3 * channels, N, D, PART, KEYS)
         k_factor = unit_factor(k_square, COSINE)
         s = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and N % KEYS == 0, N, False)
@@ -107,8 +106,8 @@ def forward_wide_kernel(
             k = load_part(qkv + channels, rows, n, first, 3 * channels, N, D, PART) * k_factor[:, None]
             s = tl.dot(q, tl.trans(k), s, input_precision=PRECISION)
         if SHIFTED:
-            region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
+            region = token_regions(n, window, WH, WW)
+            s = mask_regions(s, query_region, region)
         higher = tl.maximum(peak, tl.max(s, 1))
         lowered = tl.exp2(peak - higher)
         p = tl.exp2(s - higher[:, None])
@@ -121,10 +120,10 @@ def forward_wide_kernel(
         attended = sums
     for i in tl.static_range(parts):
         d = i * PART + tl.arange(0, PART)
-        pointers = OUT + image * height * width * channels + head * D + query_rows[:, None] * channels + d[None, :]
+        pointers = OUT + window.out + query_rows[:, None] * channels + d[None, :]
         value = attended[i] * (1.0 / total)[:, None]
         tl.store(pointers, value.to(OUT.dtype.element_ty), mask=(m[:, None] < N) & (d[None, :] < D))
-    tl.store(LSE + (index.to(tl.int64) * heads + head) * N + m, peak + tl.log2(total), mask=m < N)
+    tl.store(LSE + window.statistics + m, peak + tl.log2(total), mask=m < N)
 
 
 @triton.jit(do_not_specialize=SIZE_ARGUMENTS)
@@ -138,42 +137,35 @@ def query_only_wide_kernel(
     """As `query_only_kernel`."""
     tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK
     parts: tl.constexpr = (D + PART - 1) // PART
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    index = tl.program_id(0) // tiles // heads
-    windows = grid_rows * grid_columns
-    image = (index // windows).to(tl.int64)
-    row = index % windows // grid_columns
-    column = index % grid_columns
+    tile, head, index = split_program(heads, tiles)
+    window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
     channels = heads * D
-    qkv = QKV + image * height * width * 3 * channels + head * D
-    offset = image * height * width * channels + head * D
-    statistics = (index.to(tl.int64) * heads + head) * N
+    qkv = QKV + window.qkv
     m = tile * BLOCK + tl.arange(0, BLOCK)
-    query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
-    query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
+    query_rows = token_rows(m, window, WH, WW)
+    query_region = token_regions(m, window, WH, WW)
     factor = logit_factor(SCALE, head, COSINE, D)
     square = sum_products(qkv, qkv, query_rows, m, 3 * channels, 3 * channels, N, D, PART, BLOCK)
     inverse = unit_factor(square, COSINE)
-    delta = sum_products(GRAD_OUT + offset, OUT + offset, query_rows, m, channels, channels, N, D, PART, BLOCK)
-    tl.store(DELTA + statistics + m, delta, mask=m < N)
-    lse = tl.load(LSE + statistics + m, mask=m < N, other=float("inf"))
+    delta = sum_products(GRAD_OUT + window.out, OUT + window.out, query_rows, m, channels, channels, N, D, PART, BLOCK)
+    tl.store(DELTA + window.statistics + m, delta, mask=m < N)
+    lse = tl.load(LSE + window.statistics + m, mask=m < N, other=float("inf"))
     gradients = ()
     for _ in tl.static_range(parts):
         gradients = gradients + (zeros(BLOCK, PART),)
     for start in range(0, N, KEYS):
         n = start + tl.arange(0, KEYS)
-        rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+        rows = token_rows(n, window, WH, WW)
         k_square = sum_products(qkv + channels, qkv + channels, rows, n, 3 * channels, 3 * channels, N, D, PART, KEYS)
         k_factor = unit_factor(k_square, COSINE)
         bias = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and N % KEYS == 0, N, False)
         s, dp = logits_and_weight_gradients(
-            qkv, GRAD_OUT + offset, bias, query_rows, rows, m, n, inverse * (factor * LOG2E), k_factor, channels,
+            qkv, GRAD_OUT + window.out, bias, query_rows, rows, m, n, inverse * (factor * LOG2E), k_factor, channels,
             N, D, PART, BLOCK, KEYS, PRECISION,
         )  # fmt: skip
         if SHIFTED:
-            region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
+            region = token_regions(n, window, WH, WW)
+            s = mask_regions(s, query_region, region)
         ds = tl.exp2(s - lse[:, None]) * (dp - delta[:, None])
         sums = ()
         for i in tl.static_range(parts):
@@ -192,7 +184,7 @@ def query_only_wide_kernel(
             q = load_part(qkv, query_rows, m, i * PART, 3 * channels, N, D, PART)
             gradient = (gradient - lost[:, None] * q * inverse[:, None]) * inverse[:, None]
         d = i * PART + tl.arange(0, PART)
-        pointers = GRAD_QKV + image * height * width * 3 * channels + head * D + query_rows[:, None] * (3 * channels) + d[None, :]
+        pointers = GRAD_QKV + window.qkv + query_rows[:, None] * (3 * channels) + d[None, :]
         tl.store(pointers, gradient.to(GRAD_QKV.dtype.element_ty), mask=(m[:, None] < N) & (d[None, :] < D))
     if COSINE:
         own = index.to(tl.int64) * heads + head
@@ -210,25 +202,19 @@ def bias_gradient_wide_kernel(
     """As `bias_gradient_kernel`."""
     query_tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK
     key_tiles: tl.constexpr = (N + KEYS - 1) // KEYS
-    program = tl.program_id(0)
-    m = program % query_tiles * BLOCK + tl.arange(0, BLOCK)
-    n = program // query_tiles % key_tiles * KEYS + tl.arange(0, KEYS)
-    head = program // query_tiles // key_tiles % heads
-    group = program // query_tiles // key_tiles // heads
-    windows = grid_rows * grid_columns
+    pair, head, group = split_program(heads, query_tiles * key_tiles)
+    m = pair % query_tiles * BLOCK + tl.arange(0, BLOCK)
+    n = pair // query_tiles * KEYS + tl.arange(0, KEYS)
     channels = heads * D
     factor = logit_factor(SCALE, head, COSINE, D) * LOG2E
     bias_sum = zeros(BLOCK, KEYS)
     for number in range((total_windows - group + groups - 1) // groups):
         index = group + number * groups
-        image = (index // windows).to(tl.int64)
-        row = index % windows // grid_columns
-        column = index % grid_columns
-        qkv = QKV + image * height * width * 3 * channels + head * D
-        grad_out = GRAD_OUT + image * height * width * channels + head * D
-        statistics = (index.to(tl.int64) * heads + head) * N
-        query_rows = token_rows(m, row, column, height, width, shift_row, shift_column, WH, WW)
-        rows = token_rows(n, row, column, height, width, shift_row, shift_column, WH, WW)
+        window = locate_window(index, head, heads, height, width, grid_rows, grid_columns, shift_row, shift_column, N, D)
+        qkv = QKV + window.qkv
+        grad_out = GRAD_OUT + window.out
+        query_rows = token_rows(m, window, WH, WW)
+        rows = token_rows(n, window, WH, WW)
         q_square = sum_products(qkv, qkv, query_rows, m, 3 * channels, 3 * channels, N, D, PART, BLOCK)
         k_square = sum_products(qkv + channels, qkv + channels, rows, n, 3 * channels, 3 * channels, N, D, PART, KEYS)
         bias = load_bias(BIAS + head * N * N, m, n, N % BLOCK == 0 and N % KEYS == 0, N, False)
@@ -238,11 +224,11 @@ def bias_gradient_wide_kernel(
             N, D, PART, BLOCK, KEYS, PRECISION,
         )  # fmt: skip
         if SHIFTED:
-            query_region = token_regions(m, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            region = token_regions(n, row == grid_rows - 1, column == grid_columns - 1, shift_row, shift_column, WH, WW)
-            s += tl.where(query_region[:, None] == region[None, :], 0.0, MASKED_LOGIT)
-        lse = tl.load(LSE + statistics + m, mask=m < N, other=float("inf"))
-        delta = tl.load(DELTA + statistics + m, mask=m < N, other=0.0)
+            query_region = token_regions(m, window, WH, WW)
+            region = token_regions(n, window, WH, WW)
+            s = mask_regions(s, query_region, region)
+        lse = tl.load(LSE + window.statistics + m, mask=m < N, other=float("inf"))
+        delta = tl.load(DELTA + window.statistics + m, mask=m < N, other=0.0)
         bias_sum += tl.exp2(s - lse[:, None]) * (dp - delta[:, None])
     pointers = GRAD_BIAS + (group * heads + head).to(tl.int64) * N * N + m[:, None] * N + n[None, :]
     tl.store(pointers, bias_sum, mask=(m[:, None] < N) & (n[None, :] < N))
