@@ -142,7 +142,7 @@ def _planned(problem: Problem, capability: tuple[int, int]) -> list[dict[str, An
         "capability": list(capability),
         "triton": triton.__version__,
     }
-    if refuse(problem.tokens, problem.head_dim, problem.dtype.itemsize, capability) is not None:
+    if refuse(problem.tokens, problem.head_dim, capability) is not None:
         return []
     tiles = problem.tiles(capability)
     return [

@@ -35,6 +35,13 @@ SAMPLE = [
     (Problem((6, 6), 32, torch.float16, cosine=False, shifted=False), (8, 0)),
     (Problem((7, 7), 32, torch.float16, cosine=False, shifted=False), (8, 6)),
     (Problem((14, 14), 32, FULL, cosine=True, shifted=False), (12, 0)),
+    (Problem((7, 7), 32, HALF, cosine=True, shifted=True), (9, 0)),
+    (Problem((6, 6), 16, FULL, cosine=True, shifted=True), (8, 6)),
+    (Problem((6, 6), 16, FULL, cosine=True, shifted=True), (8, 9)),
+    (Problem((6, 6), 96, FULL, cosine=True, shifted=True), (9, 0)),
+    (Problem((8, 8), 128, FULL, cosine=True, shifted=True), (10, 0)),
+    (Problem((8, 8), 96, FULL, cosine=True, shifted=True), (10, 0)),
+    (Problem((8, 8), 96, FULL, cosine=True, shifted=True), (12, 0)),
     # the widest heads, and fp32
     (Problem((12, 12), 128, HALF, cosine=True, shifted=True), (8, 9)),
     (Problem((12, 12), 44, HALF, cosine=True, shifted=True), (9, 0)),

@@ -48,7 +48,7 @@ def unavailable(device: torch.device, dtype: torch.dtype, **facts: Any) -> str |
         return f"it runs on an NVIDIA GPU, got {device.type}"
     elif dtype == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 products wrongly"
-    return refuse(facts.get("tokens", 1), facts.get("head_dim", 32), dtype.itemsize, _capability(device))
+    return refuse(facts.get("tokens", 1), facts.get("head_dim", 32), _capability(device))
 
 
 def window_attention(

@@ -95,8 +95,8 @@ def padded_head_dim(head_dim: int) -> int:
     return max(SMALLEST_PADDED, 1 << (head_dim - 1).bit_length())
 
 
-def refuse(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> str | None:
-    """Why there are no tiles for this window, head dim, size of an element and compute capability; None: there are."""
+def refuse(tokens: int, head_dim: int, capability: tuple[int, int]) -> str | None:
+    """Why there are no tiles for this window, head dim and compute capability; None: there are."""
     if capability not in COMPILED:
         known = ", ".join(f"{major}.{minor}" for major, minor in COMPILED)
         return f"no tiles are known for compute capability {capability[0]}.{capability[1]}, only for {known}"
@@ -104,8 +104,6 @@ def refuse(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int
         return f"a window may hold {MAX_TOKENS} tokens at most, got {tokens}"
     if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1] or head_dim % 4:
         return f"head dims from {HEAD_DIMS[0]} to {HEAD_DIMS[1]} in steps of 4 are supported, got {head_dim}"
-    if head_dim == 96 and itemsize == 4 and capability >= (10, 0):
-        return "fp32 with heads of 96 channels spills on these GPUs with every cut that was tried"
     return None
 
 
@@ -114,12 +112,13 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
     padded = padded_head_dim(head_dim)
     row_bytes = padded * itemsize
     # The compiler unrolls a loop over exactly three parts, whatever it is told, and spills: 96 channels are six.
-    parts = PairTiles(16, 32, 4, part=16 if head_dim == 96 else 32)
+    parts = PairTiles(16, 32, 8 if capability >= (10, 0) else 4, part=16 if head_dim == 96 else 32)
+    pair_parts = PairTiles(16, 16, 4, part=16) if head_dim == 96 and capability >= (10, 0) else parts
     forward_in_parts = itemsize == 4 and (row_bytes > 256 or (tokens > 256 and head_dim < padded))
     return Tiles(
         forward=parts if forward_in_parts else _forward(tokens, row_bytes, itemsize, capability),
         query=_query(tokens, row_bytes, itemsize, capability) if tokens <= 144 or head_dim == SMALLEST_PADDED else None,
-        pair=parts if row_bytes > 256 else _pair(tokens, row_bytes, itemsize, capability),
+        pair=pair_parts if row_bytes > 256 else _pair(tokens, row_bytes, itemsize, capability),
         key_value=_key_value(tokens, row_bytes, itemsize, capability, half_empty=2 * head_dim <= padded),
         registers=MAX_REGISTERS if _would_spill(tokens, head_dim, itemsize, capability) else None,
     )
@@ -128,7 +127,8 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
 def _would_spill(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> bool:
     """Whether the compiler, left alone, spills a few registers to have more programs at once: of wide or padded heads mostly."""
     if head_dim != SMALLEST_PADDED:
-        return True
+        # Told its limit, the compiler spills in the smallest of these.
+        return not (2 * head_dim <= SMALLEST_PADDED and itemsize == 4 and tokens <= 48 and capability in ((8, 6), (8, 9)))
     limit = {(8, 0): 48, (8, 6): 64, (8, 9): 64}.get(capability, 0)
     return itemsize == 2 and tokens <= limit
 
@@ -152,7 +152,9 @@ def _query(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, in
     if tokens > most or (itemsize == 4 and capability == (12, 0)):
         return None
     small = SHARED_MEMORY[capability] <= SMALL_SHARED_MEMORY
-    largest = 64 if row_bytes > 64 or (capability == (12, 0) and 144 < tokens <= 208) else 32 if small and tokens <= 64 else 128
+    largest = 64 if row_bytes > 64 or (capability >= (9, 0) and 144 < tokens <= 208) else 128
+    if row_bytes <= 64 and tokens <= 64 and (small or capability == (9, 0)):
+        largest = 32
     few_warps = tokens <= (64 if small else 160) and row_bytes <= 64
     if capability == (10, 0) and 48 < tokens < 64:
         few_warps = False
