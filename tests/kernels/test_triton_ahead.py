@@ -36,6 +36,7 @@ SAMPLE = [
     (Problem((7, 7), 32, torch.float16, cosine=False, shifted=False), (8, 6)),
     (Problem((14, 14), 32, FULL, cosine=True, shifted=False), (12, 0)),
     (Problem((7, 7), 32, HALF, cosine=True, shifted=True), (9, 0)),
+    (Problem((6, 6), 16, FULL, cosine=True, shifted=True), (8, 0)),
     (Problem((6, 6), 16, FULL, cosine=True, shifted=True), (8, 6)),
     (Problem((6, 6), 16, FULL, cosine=True, shifted=True), (8, 9)),
     (Problem((6, 6), 96, FULL, cosine=True, shifted=True), (9, 0)),

@@ -114,12 +114,15 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
     # The compiler unrolls a loop over exactly three parts, whatever it is told, and spills: 96 channels are six.
     parts = PairTiles(16, 32, 8 if capability >= (10, 0) else 4, part=16 if head_dim == 96 else 32)
     pair_parts = PairTiles(16, 16, 4, part=16) if head_dim == 96 and capability >= (10, 0) else parts
+    half_empty = 2 * head_dim <= padded
+    # One kernel for q and bias: with large windows, the cut is known for the usual head dim only; half-empty fp32 heads spill.
+    together = (tokens <= 144 or head_dim == SMALLEST_PADDED) and not (itemsize == 4 and half_empty)
     forward_in_parts = itemsize == 4 and (row_bytes > 256 or (tokens > 256 and head_dim < padded))
     return Tiles(
         forward=parts if forward_in_parts else _forward(tokens, row_bytes, itemsize, capability),
-        query=_query(tokens, row_bytes, itemsize, capability) if tokens <= 144 or head_dim == SMALLEST_PADDED else None,
+        query=_query(tokens, row_bytes, itemsize, capability) if together else None,
         pair=pair_parts if row_bytes > 256 else _pair(tokens, row_bytes, itemsize, capability),
-        key_value=_key_value(tokens, row_bytes, itemsize, capability, half_empty=2 * head_dim <= padded),
+        key_value=_key_value(tokens, row_bytes, itemsize, capability, half_empty=half_empty),
         registers=MAX_REGISTERS if _would_spill(tokens, head_dim, itemsize, capability) else None,
     )
 
@@ -127,8 +130,7 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
 def _would_spill(tokens: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> bool:
     """Whether the compiler, left alone, spills a few registers to have more programs at once: of wide or padded heads mostly."""
     if head_dim != SMALLEST_PADDED:
-        # Told its limit, the compiler spills in the smallest of these.
-        return not (2 * head_dim <= SMALLEST_PADDED and itemsize == 4 and tokens <= 48 and capability in ((8, 6), (8, 9)))
+        return True
     limit = {(8, 0): 48, (8, 6): 64, (8, 9): 64}.get(capability, 0)
     return itemsize == 2 and tokens <= limit
 
