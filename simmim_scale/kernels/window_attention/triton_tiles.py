@@ -117,7 +117,7 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
     half_empty = 2 * head_dim <= padded
     # One kernel for q and bias: with large windows, the cut is known for the usual head dim only; half-empty fp32 heads spill.
     together = (tokens <= 144 or head_dim == SMALLEST_PADDED) and not (itemsize == 4 and half_empty)
-    forward_in_parts = itemsize == 4 and (row_bytes > 256 or (tokens > 256 and head_dim < padded))
+    forward_in_parts = itemsize == 4 and (row_bytes > 256 or (tokens > 256 and head_dim != SMALLEST_PADDED))
     return Tiles(
         forward=parts if forward_in_parts else _forward(tokens, row_bytes, itemsize, capability),
         query=_query(tokens, row_bytes, itemsize, capability) if together else None,
@@ -154,7 +154,7 @@ def _query(tokens: int, row_bytes: int, itemsize: int, capability: tuple[int, in
     if tokens > most or (itemsize == 4 and capability == (12, 0)):
         return None
     small = SHARED_MEMORY[capability] <= SMALL_SHARED_MEMORY
-    largest = 64 if row_bytes > 64 or (capability >= (9, 0) and 144 < tokens <= 208) else 128
+    largest = 64 if row_bytes > 64 or (capability >= (9, 0) and 176 < tokens <= 208) else 128
     if row_bytes <= 64 and tokens <= 64 and (small or capability == (9, 0)):
         largest = 32
     few_warps = tokens <= (64 if small else 160) and row_bytes <= 64
