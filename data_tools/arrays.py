@@ -9,6 +9,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 _MOST_HEADER = 2**16  # bytes
+# Tags of a TIFF directory; strips and tiles: where they start, how many bytes they have.
+_WIDTH, _HEIGHT = 256, 257
+_STRIPS, _TILES = (273, 279), (324, 325)
+_TIFF_TAGS = {_WIDTH, _HEIGHT, *_STRIPS, *_TILES}
 
 
 def is_array(data: bytes, extension: str) -> bool:
@@ -50,15 +54,23 @@ def _npy_shape(data: bytes) -> tuple[int, ...]:
 
 
 def _tiff_shape(data: bytes) -> tuple[int, ...]:
-    """(height, width) from the first directory of a TIFF (TIFF 6.0, section 2)."""
+    """(height, width) from the first directory of a TIFF (TIFF 6.0, section 2), whose pixels must be all there."""
     order = "<" if data[:2] == b"II" else ">"
     (at,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, at)
-    found: dict[int, int] = {}
+    found: dict[int, tuple[int, ...]] = {}
     for entry in range(at + 2, at + 2 + 12 * count, 12):
-        tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag in (256, 257):  # ImageWidth, ImageLength: 16 or 32 bits
-            (found[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
-    if not (found.get(256) and found.get(257)):
+        tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
+        if tag in _TIFF_TAGS and kind in (3, 4):  # numbers of 16 or 32 bits
+            code, size = ("H", 2) if kind == 3 else ("I", 4)
+            # Where they do not fit into the entry, it says where they are.
+            start = entry + 8 if values * size <= 4 else struct.unpack_from(order + "I", data, entry + 8)[0]
+            found[tag] = struct.unpack_from(f"{order}{values}{code}", data, start)
+    width, height = (next(iter(found.get(tag, ())), 0) for tag in (_WIDTH, _HEIGHT))
+    if not (width and height):
         raise ValueError("TIFF without a size")
-    return found[257], found[256]
+    for offsets, lengths in (_STRIPS, _TILES):
+        ends = [offset + length for offset, length in zip(found.get(offsets, ()), found.get(lengths, ()), strict=True)]
+        if ends and max(ends) > len(data):
+            raise ValueError(f"TIFF of {len(data)} bytes, but its pixels go on to byte {max(ends)}")
+    return height, width

@@ -7,12 +7,15 @@ import warnings
 from dataclasses import dataclass
 
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_tools.arrays import array_shape, is_array
+from simmim_scale.data.bands import read_tiff
+from simmim_scale.data.jpeg import is_damage
 
 # More is taken for a decompression bomb, here as in training (`simmim_scale/data/decode.py`): 512 MB of pixels.
 MAX_PIXELS = 178_956_970
+MOST_BANDS = 256
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "jpg"),
@@ -94,13 +97,23 @@ def check_image(data: bytes, check: str = "full") -> ImageFacts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but allowed images, odd metadata
             width, height = _size(data, extension)
-            if is_array(data, extension):
-                pass  # their sizes were compared, which is all that can be checked
+            if is_array(data, extension):  # its size was compared with that of its data
+                if check == "full" and extension == "tif":
+                    _decode_bands(data)
             elif check == "full" or (check == "structure" and not _is_whole(data, extension)):
                 _decode(data, extension)
     except DECODER_ERRORS as error:
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        raise ImageError(cause_of(error)) from error
     return ImageFacts(extension, width, height)
+
+
+def cause_of(error: Exception) -> str:
+    """What a decoder's error says, the same in every run: Pillow names the address of what it cannot identify."""
+    return (
+        "the content is of no known image format"
+        if isinstance(error, UnidentifiedImageError)
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 def _size(data: bytes, extension: str) -> tuple[int, int]:
@@ -132,12 +145,28 @@ def _decode(data: bytes, extension: str) -> None:
 
 
 def _decodes_strictly(data: bytes) -> bool:
-    """Whether the strict decoder takes it. It is asked for a small grey picture, which reads all data but computes little."""
+    """Whether the strict decoder takes it. It is asked for a small grey picture, which reads all data but computes little.
+
+    Raises:
+        ImageError: Pixels are lost.
+    """
     try:
         simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1, strict=True)
-    except ValueError:
+    except ValueError as error:
+        if is_damage(error):
+            raise ImageError(str(error)) from error
         return False
     return True
+
+
+def _decode_bands(data: bytes) -> None:
+    """Reads a TIFF of many bands, where tifffile is installed; training needs it for such files too."""
+    try:
+        read_tiff(data, max_values=MAX_PIXELS * MOST_BANDS)
+    except (ModuleNotFoundError, MemoryError):
+        pass
+    except Exception as error:  # tifffile raises nearly anything on damaged files
+        raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
 def _is_whole(data: bytes, extension: str) -> bool:

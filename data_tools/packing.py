@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.arrays import is_array
 from data_tools.contents import PieceReader
 from data_tools.download import UnreachableError
 from data_tools.images import ImageError, ImageFacts, check_image, sniff
@@ -139,7 +140,8 @@ def _pack(sample: SourceSample, reader: PieceReader, job: ShardJob) -> _Packed:
         _check_map(content, name, facts, job.options.check)
     about: dict[str, Any] = {}
     reencoding = job.options.reencoding
-    size = reencoding.target(facts.width, facts.height)
+    # Arrays of any number of bands stay as they are: no JPEG holds them.
+    size = None if is_array(image, facts.extension) else reencoding.target(facts.width, facts.height)
     if size is not None:
         image = reencode(image, size, reencoding)
         about = {"original_size": [facts.width, facts.height], "size": list(size)}

@@ -9,7 +9,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from data_tools.images import DECODER_ERRORS, ImageError
+from data_tools.images import DECODER_ERRORS, ImageError, cause_of
 
 DEFAULT_QUALITY = 90
 _ORIENTATION = 0x0112  # EXIF tag
@@ -65,7 +65,7 @@ def reencode(data: bytes, size: tuple[int, int], reencoding: Reencoding) -> byte
                 pixels = pixels.resize(size, Image.Resampling.LANCZOS)
             return _encode(pixels, reencoding.quality or DEFAULT_QUALITY, orientation)
     except DECODER_ERRORS as error:
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        raise ImageError(cause_of(error)) from error
 
 
 def resize_map(data: bytes, size: tuple[int, int]) -> bytes:
@@ -80,11 +80,13 @@ def resize_map(data: bytes, size: tuple[int, int]) -> bytes:
         buffer = io.BytesIO()
         resized.save(buffer, "PNG")
     except DECODER_ERRORS as error:
-        raise ImageError(f"the map: {type(error).__name__}: {error}") from error
+        raise ImageError(f"the map: {cause_of(error)}") from error
     return buffer.getvalue()
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError("floating-point pixels have no known range; store the image with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")

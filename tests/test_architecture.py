@@ -41,11 +41,18 @@ LAYERS: dict[str, set[str] | None] = {
     "simmim_scale.train": {"simmim_scale.config", "simmim_scale.engine", "simmim_scale.reports"},
     "simmim_scale.sweeps": {"simmim_scale.config", "simmim_scale.reports"},
     "launch": {"simmim_scale.config", "simmim_scale.data.shards"},
-    "data_tools": {"simmim_scale.config", "simmim_scale.data.shards"},
+    "data_tools": {"simmim_scale.config", "simmim_scale.data.shards", "simmim_scale.data.bands", "simmim_scale.data.jpeg"},
 }
 
 # Modules that start without torch: they serve commands that answer at once, and machines that only cut shards or start ranks.
-TORCH_FREE = ("simmim_scale", "simmim_scale.config.schema", "simmim_scale.data.shards", "simmim_scale.data.masks", "launch.cli")
+TORCH_FREE = (
+    "simmim_scale",
+    "simmim_scale.config.schema",
+    "simmim_scale.data.shards",
+    "simmim_scale.data.masks",
+    "data_tools.images",
+    "launch.cli",
+)
 
 
 def sources(*packages: str) -> list[Path]:

@@ -6,6 +6,7 @@ normalisation. Both sides get the same files and take turns within the run, so t
 
 import io
 import statistics
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from simmim_scale.data.views import PretrainingView
 STAGES = ("reading", "draws", "decoding", "views", "batching", "transfer")
 CHUNK = 16  # images between two turns
 PAGE = 4096  # bytes
+PIL_ERRORS = (OSError, SyntaxError, ValueError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,15 @@ def bench_loader(config: Config, options: BenchOptions, *, device: torch.device)
 
 
 def _choose_files(reader: ShardReader, count: int, in_chans: int) -> tuple[list[int], list[bytes]]:
-    """Samples from all over the set, and the bytes of their images; damaged ones are left out."""
+    """Samples from all over the set, and the bytes of their images; those that one of the sides does not take are left out."""
     index = reader.index
     samples, files = [], []
     for sample in SampleOrder(shard_sizes(index), seed=0).ids(0, min(count, len(index))).tolist():
         data = bytes(reader.read_image(sample))
         try:
             decode_image(data, in_chans=in_chans)
-        except DecodeError:
+            _open_pil(data, in_chans)
+        except (DecodeError, *PIL_ERRORS):
             continue
         samples.append(sample)
         files.append(data)

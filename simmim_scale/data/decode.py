@@ -2,8 +2,8 @@
 
 One behaviour, on purpose:
 - JPEG goes to libjpeg-turbo in strict mode, with the exact DCT and smooth chroma upsampling (the same pixels as PIL, faster).
-  What it refuses (recoverable damage, rare colour spaces) and every other format goes to PIL; what that refuses is a
-  `DecodeError`.
+  Damage that costs pixels is a `DecodeError` (PIL would invent them). What else it refuses (CMYK, bytes too many) and every other
+  format goes to PIL; what that refuses is a `DecodeError` too.
 - The EXIF orientation is applied: people and trees stand upright, as in every image viewer.
 - Transparency is dropped, palettes are resolved, and 16-bit values are divided by 256.
 - One channel means luma (ITU-R 601), whatever the file had.
@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from simmim_scale.data.bands import is_npy, is_tiff, read_npy, read_tiff, to_pixels
+from simmim_scale.data.jpeg import is_damage
 
 # Channels -> colour space of the JPEG decoder, mode of PIL.
 COLOUR_SPACES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}
@@ -73,14 +74,16 @@ def jpeg_orientation(data: bytes | memoryview) -> int:
 
 
 def _decode_jpeg(data: bytes | memoryview, in_chans: int) -> np.ndarray | None:
-    """Pixels, or None where the strict decoder refuses the file."""
+    """Pixels, or None where the strict decoder cannot say whether the file is damaged."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(width, height)
         image = simplejpeg.decode_jpeg(data, COLOUR_SPACES[in_chans][0], fastdct=False, fastupsample=False)
     except DecodeError:
         raise
-    except ValueError:
+    except ValueError as error:
+        if is_damage(error):
+            raise DecodeError(str(error)) from error
         return None
     return np.ascontiguousarray(_upright(image, jpeg_orientation(data)))
 

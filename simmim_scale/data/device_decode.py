@@ -3,7 +3,7 @@
 The views are the same: crops, masks and flips are drawn in the worker, and only decoding and resampling move to the device.
 Pixels differ by rounding (nvJPEG's arithmetic, resampling in float32). What is not a plain JPEG (other formats, CMYK, files that
 end too early) is decoded in the worker as always, and what the GPU refuses is decoded by the rank, with the same rule of
-replacement. Validation is decoded by the workers, so that its losses compare.
+replacement. Damage that nvJPEG passes over goes unnoticed. Validation is decoded by the workers, so that its losses compare.
 
 Letters: b = samples of the micro-batch, k = those of them that the worker decoded, h, w = height and width, c = channels.
 """

@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -50,6 +51,15 @@ def test_reading_a_sample_takes_microseconds(config):
     stages = bench_loader(config, FEW, device=torch.device("cpu"))["stages"]
     assert stages["reading"]["microseconds"] < 150  # 8 on an idle core; the demand is 15
     assert stages["reading"]["share"] < 0.1
+
+
+def test_images_that_only_one_side_takes_are_left_out_of_both(tmp_path, config):
+    array = io.BytesIO()
+    np.save(array, np.zeros((375, 500, 3), np.uint8))
+    images = [encode(picture(sample, height=375, width=500)) for sample in range(6)]
+    mixed = write_shards(tmp_path / "mixed", [*images, array.getvalue(), b"<html>404</html>"])
+    settings = config.model_copy(update={"data": config.data.model_copy(update={"train": str(mixed.directory)})})
+    assert bench_loader(settings, FEW, device=torch.device("cpu"))["images"] == 6
 
 
 def test_the_other_side_sees_the_same_files_and_makes_the_usual_input(config, tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 from PIL import Image, ImageOps
 
@@ -132,7 +133,25 @@ def test_damaged_files_are_decode_errors(pixels, damage, format):
     assert "0x" not in str(caught.value)  # addresses would make every message different
 
 
-def test_recoverable_damage_is_left_to_pil(pixels, make_file):
+@pytest.mark.parametrize("size", [256, 512])
+def test_a_hole_in_the_coded_data_is_a_decode_error_although_pil_goes_on(make_picture, make_file, size):
+    data = bytearray(make_file(make_picture(0, height=96, width=128), quality=95))
+    middle = len(data) * 2 // 5
+    data[middle : middle + size] = bytes(size)
+    assert from_pil(bytes(data)).shape == (96, 128, 3)
+    with pytest.raises(DecodeError, match="premature end of data segment"):
+        decode_image(bytes(data))
+
+
+def test_bytes_before_the_end_marker_cost_no_pixels(pixels, make_file):
+    data = make_file(pixels)
+    padded = data[:-2] + b"some more text" + data[-2:]
+    with pytest.raises(ValueError, match="extraneous bytes before marker 0xd9"):
+        simplejpeg.decode_jpeg(padded)
+    assert np.array_equal(decode_image(padded), decode_image(data))
+
+
+def test_bytes_between_segments_are_left_to_pil(pixels, make_file):
     # Bytes between segments: a warning of the strict decoder.
     data = make_file(pixels)
     at = data.index(b"\xff\xdb")

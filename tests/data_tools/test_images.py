@@ -76,3 +76,46 @@ def test_a_bomb_is_refused() -> None:
     header[18:26] = (60000).to_bytes(4, "little") * 2  # width and height in the header of a file of 1.5 kB
     with pytest.raises(ImageError):
         check_image(bytes(header))
+
+
+@pytest.mark.parametrize("check", ["full", "structure"])
+def test_a_hole_in_the_coded_data_is_found(check: str) -> None:
+    data = bytearray(encoded("JPEG"))
+    start = len(data) - 300
+    data[start : start + 256] = bytes(256)
+    with pytest.raises(ImageError, match="premature end of data segment"):
+        check_image(bytes(data), check)
+    assert check_image(bytes(data), "header").extension == "jpg"
+
+
+def multi_band_tiff(**options: object) -> bytes:
+    tifffile = pytest.importorskip("tifffile")
+    buffer = io.BytesIO()
+    array = np.random.default_rng(0).integers(0, 4000, (80, 90, 5), dtype=np.uint16)
+    tifffile.imwrite(buffer, array, planarconfig="contig", photometric="minisblack", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"rowsperstrip": 7}, {"tile": (32, 48)}])
+@pytest.mark.parametrize("check", ["full", "structure", "header"])
+def test_a_multi_band_tiff_must_have_all_its_pixels(options: dict, check: str) -> None:
+    data = multi_band_tiff(**options)
+    facts = check_image(data, check)
+    assert (facts.extension, facts.width, facts.height) == ("tif", 90, 80)
+    with pytest.raises(ImageError, match=f"its pixels go on to byte {len(data)}"):
+        check_image(data[: len(data) - 10], check)
+
+
+def test_compressed_pixels_of_a_multi_band_tiff_are_decoded_by_the_full_check() -> None:
+    data = bytearray(multi_band_tiff(compression="zlib"))
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    assert check_image(bytes(data), "structure").extension == "tif"
+    with pytest.raises(ImageError):
+        check_image(bytes(data), "full")
+
+
+def test_a_cause_is_the_same_in_every_run() -> None:
+    with pytest.raises(ImageError) as caught:
+        check_image(b"GIF8" + bytes(50))
+    assert str(caught.value) == "the content is of no known image format"

@@ -83,3 +83,20 @@ def test_a_set_of_smaller_images(tmp_path: Path) -> None:
         else:
             assert Image.open(io.BytesIO(members["jpg"])).size == (30, 20)
     assert index.options["encoder"].startswith("Pillow ")
+
+
+def test_arrays_of_any_number_of_bands_stay_as_they_are(tmp_path: Path) -> None:
+    array = io.BytesIO()
+    np.save(array, np.zeros((90, 80, 3), np.uint8))
+    source = list_folder(fill(tmp_path / "src", {"large.npy": array.getvalue(), "a.jpg": picture(1, size=(60, 40))}))
+    result = write_shards(source, tmp_path / "set", ShardOptions(max_side=30))
+    index = ShardIndex.load(tmp_path / "set")
+    members = [index.read_members(sample) for sample in range(len(index))]
+    assert [each["npy"] for each in members if "npy" in each] == [array.getvalue()]
+    assert len(index) == 2
+    assert not result.left_out
+
+
+def test_floating_point_pixels_have_no_known_range() -> None:
+    with pytest.raises(ImageError, match="no known range"):
+        reencode(picture(0, "TIFF", mode="F"), (10, 8), Reencoding(max_side=10))
