@@ -141,6 +141,30 @@ def read_json(path: Path, *, what: str) -> Any:
         raise ValueError(f"{path}: no valid JSON ({error}). Give {what}; download it again if it is cut off.") from error
 
 
+def check_unique(values: Iterable[Any], *, what: str, path: Path, wanted: str) -> None:
+    """Raises ValueError if a value occurs twice in the file at `path`; it is named."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{path}: {what} {value!r} is there twice. Give {wanted}.")
+        seen.add(value)
+
+
+def whole_number(value: Any, *, what: str, path: Path) -> int:
+    """A value of the file at `path` that must be a whole number.
+
+    Raises:
+        ValueError: It is none; `what` says what it should count or name.
+    """
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(value, float) and number != value):
+        raise ValueError(f"{path}: {what}: expected a whole number, got {value!r}. Correct the file or download it again.")
+    return number
+
+
 def local_piece(path: Path, *, named_by: str) -> Piece:
     """A whole local file.
 

@@ -3,7 +3,17 @@
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_tools.sources import Source, SourceSample, check_keys, is_safe_name, key_of, local_piece, read_json
+from data_tools.sources import (
+    Source,
+    SourceSample,
+    check_keys,
+    check_unique,
+    is_safe_name,
+    key_of,
+    local_piece,
+    read_json,
+    whole_number,
+)
 from simmim_scale.data.shards import NO_LABEL
 
 _WANTED = "the JSON of the iNaturalist 2018 competition with --annotations, such as train2018.json"
@@ -14,12 +24,12 @@ def list_inat(source: Path, *, annotations: Path | None = None, split: str = "tr
 
     Args:
         source: Directory that holds train_val2018/ (or test2018/), as the archives unpack.
-        annotations: The JSON; None: SOURCE/<split>2018.json. Without "annotations" (test2018.json) there are no labels.
+        annotations: The JSON; None: SOURCE/<split>2018.json. That of the split test has no "annotations": no labels.
         split: "train", "val" or "test".
         categories: categories.json, published after the competition, which has the species' names; None: names of the JSON.
 
     Raises:
-        ValueError: Files missing, a JSON of another form, images without or with two classes.
+        ValueError: Files missing, a JSON of another form, images without or with two classes, ids or names that occur twice.
     """
     if not source.is_dir():
         raise ValueError(f"{source}: no such directory. Give the one that holds train_val2018 and train2018.json.")
@@ -27,29 +37,31 @@ def list_inat(source: Path, *, annotations: Path | None = None, split: str = "tr
     document = read_json(path, what=_WANTED)
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise ValueError(f"{path}: expected an object with a list of images. Give {_WANTED}.")
+    if not document["images"]:
+        raise ValueError(f"{path}: lists no images. Give {_WANTED}.")
     try:
-        labels, classes = _labels(document, path, categories)
+        ids = (whole_number(image["id"], what="image id", path=path) for image in document["images"])
+        check_unique(ids, what="image id", path=path, wanted=_WANTED)
+        labels, classes = _labels(document, path, categories, split)
         samples = [_sample(image, source, path, labels) for image in document["images"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not the form of iNaturalist 2018 ({error!r}). Give {_WANTED}.") from error
-    if not samples:
-        raise ValueError(f"{path}: lists no images. Give {_WANTED}.")
     samples.sort(key=lambda sample: sample.name)
     check_keys(samples)
     return Source("inat2018", tuple(samples), classes, {})
 
 
 def _labels(
-    document: dict[str, Any], path: Path, categories: Path | None
+    document: dict[str, Any], path: Path, categories: Path | None, split: str
 ) -> tuple[dict[Any, int] | None, tuple[str, ...] | None]:
     """(label by image id, names of the classes in the order of their ids); None without annotations."""
     if not document.get("annotations"):
+        if split != "test":
+            raise ValueError(f"{path}: has no annotations, so no image has a class. Give {_WANTED}, or add --split test.")
         return None, None
-    listed = read_json(categories, what="categories.json of iNaturalist 2018") if categories else document["categories"]
-    names = {category["id"]: str(category["name"]) for category in listed}
-    if len(names) != len(listed):
-        raise ValueError(f"{categories or path}: a category id is there twice. Give {_WANTED}.")
+    names = _names(document, path, categories)
     numbers = {number: label for label, number in enumerate(sorted(names))}
+    listed = {image["id"] for image in document["images"]}
     labels: dict[Any, int] = {}
     for annotation in document["annotations"]:
         label = numbers.get(annotation["category_id"])
@@ -57,9 +69,27 @@ def _labels(
             raise ValueError(
                 f"{path}: annotation {annotation.get('id')} has category {annotation['category_id']}, which is not listed."
             )
+        if annotation["image_id"] not in listed:
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id')} belongs to image {annotation['image_id']}, which is not listed."
+                f" Give {_WANTED}."
+            )
         if labels.setdefault(annotation["image_id"], label) != label:
             raise ValueError(f"{path}: image {annotation['image_id']} has two classes. Give {_WANTED}.")
     return labels, tuple(names[number] for number in sorted(names))
+
+
+def _names(document: dict[str, Any], path: Path, categories: Path | None) -> dict[Any, str]:
+    """Name of each category by its id. In categories.json a plant and an animal may share theirs."""
+    listed = read_json(categories, what="categories.json of iNaturalist 2018") if categories else document["categories"]
+    place = categories or path
+    check_unique((category["id"] for category in listed), what="category id", path=place, wanted=_WANTED)
+    nameless = next((category["id"] for category in listed if category["name"] is None), None)
+    if nameless is not None:
+        raise ValueError(f"{place}: category {nameless} has no name. Give {_WANTED}.")
+    names = (f"{category['name']} ({category.get('supercategory')})" if categories else category["name"] for category in listed)
+    check_unique(names, what="category name", path=place, wanted=_WANTED)
+    return {category["id"]: str(category["name"]) for category in listed}
 
 
 def _sample(image: dict[str, Any], source: Path, path: Path, labels: dict[Any, int] | None) -> SourceSample:

@@ -40,6 +40,12 @@ def test_inat_names_and_unlabelled_test_images(tmp_path: Path) -> None:
     names = [{"id": 2, "name": "Bellis perennis"}, {"id": 7, "name": "Turdus merula"}]
     fill(tmp_path, {"categories.json": json.dumps(names).encode()})
     assert list_inat(tmp_path, categories=tmp_path / "categories.json").classes == ("Bellis perennis", "Turdus merula")
+    homonyms = [{"id": 2, "name": "Ficus", "supercategory": "Plantae"}, {"id": 7, "name": "Ficus", "supercategory": "Mollusca"}]
+    fill(tmp_path, {"homonyms.json": json.dumps(homonyms).encode()})
+    assert list_inat(tmp_path, categories=tmp_path / "homonyms.json").classes == ("Ficus", "Ficus")
+    fill(tmp_path, {"homonyms.json": json.dumps([entry | {"supercategory": "Plantae"} for entry in homonyms]).encode()})
+    with pytest.raises(ValueError, match=r"homonyms.json: category name 'Ficus \(Plantae\)' is there twice"):
+        list_inat(tmp_path, categories=tmp_path / "homonyms.json")
     fill(tmp_path, {"test2018.json": json.dumps({"images": document["images"]}).encode()})
     source = list_inat(tmp_path, split="test")
     assert source.classes is None
@@ -57,7 +63,18 @@ Change = Callable[[dict[str, Any]], Any]
         (lambda d: d["annotations"].append({"id": 9, "image_id": 40, "category_id": 2}), "has two classes"),
         (lambda d: d["annotations"].pop(), "has no annotation"),
         (lambda d: d["annotations"][0].update(category_id=99), "category 99, which is not listed"),
-        (lambda d: d["images"].append(d["images"][0]), "both would be the sample"),
+        (lambda d: d["images"].append(d["images"][0]), "image id 40 is there twice"),
+        (lambda d: d["images"][3].update(id=40), "image id 40 is there twice"),
+        (lambda d: d["images"][3].update(id="x"), r"image id: expected a whole number, got 'x'"),
+        (
+            lambda d: d["annotations"].append({"id": 9, "image_id": 77, "category_id": 2}),
+            "annotation 9 belongs to image 77, which is not listed",
+        ),
+        (lambda d: d["categories"][1].update(name="0"), "category name '0' is there twice"),
+        (lambda d: d["categories"][1].update(id=2), "category id 2 is there twice"),
+        (lambda d: d["categories"][1].update(name=None), "category 7 has no name"),
+        (lambda d: d["annotations"].clear(), "no annotations.*--split test"),
+        (lambda d: d.pop("annotations"), "no annotations.*--split test"),
         (lambda d: d.pop("images"), "list of images"),
         (lambda d: d["images"].clear(), "lists no images"),
         (lambda d: d["images"][0].pop("id"), "not the form"),
@@ -99,7 +116,18 @@ def test_coco_instances_arrive_as_they_were(tmp_path: Path) -> None:
         (lambda d: d["annotations"][1].update(segmentation=[[1, 2, 3, 4, 5]]), "expected polygons"),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3]), "expected a box"),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3, float("nan")]), "expected a box"),
+        (lambda d: d["annotations"][1].update(bbox=[1, 2, -3, 4]), r"sides of 0 or more, got \[1, 2, -3, 4\]"),
+        (lambda d: d["annotations"][2]["segmentation"].update(counts="zzz"), "'z' is no character of one"),
+        (lambda d: d["annotations"][2]["segmentation"].update(counts="a06Y"), "ends inside a number"),
+        (lambda d: d["annotations"][2]["segmentation"].update(counts="a06Y8"), "sum 320, got 288"),
+        (lambda d: d["annotations"][0]["segmentation"].update(counts=[10, -20, 330]), "of 0 or more, got -20"),
         (lambda d: d["annotations"][1].update(iscrowd=2), "iscrowd 0 or 1"),
+        (lambda d: d["annotations"][0].update(id="x"), "annotation id: expected a whole number, got 'x'"),
+        (lambda d: d["images"][0].update(id="x"), "image id: expected a whole number, got 'x'"),
+        (lambda d: d["images"][0].update(height="tall"), "height of image 9: expected a whole number, got 'tall'"),
+        (lambda d: d["categories"][0].update(id="x"), "category id: expected a whole number, got 'x'"),
+        (lambda d: d["images"][1].update(id=9), "image id 9 is there twice"),
+        (lambda d: d["categories"][1].update(id=90), "category id 90 is there twice"),
         (lambda d: d["annotations"].append(d["annotations"][0]), "there twice"),
         (lambda d: d["images"][0].update(file_name="/etc/passwd"), "leaves the directory"),
         (lambda d: d.pop("categories"), "not the form"),

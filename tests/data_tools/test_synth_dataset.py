@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_tools.synth.dataset import SynthOptions, picture_size, read_description, write_dataset
-from data_tools.synth.rle import box, decode, encode
+from data_tools.synth.rle import box, decode, encode, unpack
 
 OPTIONS = SynthOptions(images=20, seed=5, side=(64, 96))
 
@@ -116,3 +116,9 @@ def test_run_lengths_as_the_format_defines_them() -> None:
     assert box(mask) == [1, 0, 2, 2]
     with pytest.raises(ValueError, match="expected a sum of 6"):
         decode([1, 2], 2, 3)
+
+
+def test_compressed_run_lengths_as_pycocotools_writes_them() -> None:
+    mask = np.zeros((16, 20), bool)
+    mask[2:9, 3:9] = mask[4:6, 12:15] = mask[0, 18] = True
+    assert unpack("b179000000000b1KcN000\\1OUO") == encode(mask)
