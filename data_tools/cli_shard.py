@@ -44,7 +44,12 @@ class _Common:
     undecodable: Annotated[
         str, typer.Option(help="Images that do not decode: leave-out or keep (both are listed in report.json), or error.")
     ] = "leave-out"
-    unreachable: Annotated[str, typer.Option(help="URLs that fail after several tries: error, or leave-out.")] = "error"
+    unreachable: Annotated[
+        str,
+        typer.Option(
+            help="URLs that are gone (404, 410) or fail after several tries: error, or leave-out (listed in report.json)."
+        ),
+    ] = "error"
     jobs: Jobs = None
     task: Annotated[
         str,

@@ -111,6 +111,8 @@ def _add(writer: ShardWriter, reader: PieceReader, sample: SourceSample, job: Sh
     trouble = None
     try:
         packed = _pack(sample, reader, job)
+    except UnreachableError as error:
+        return LeftOut(sample.name, str(error))
     except ImageError as error:
         if job.options.undecodable == "error":
             raise ValueError(
@@ -131,7 +133,8 @@ def _pack(sample: SourceSample, reader: PieceReader, job: ShardJob) -> _Packed:
 
     Raises:
         ImageError: It cannot be used.
-        ValueError: It cannot be read, which is no matter of this image.
+        UnreachableError: Its URL gives nothing, and such images may be left out.
+        ValueError: It cannot be read, which is no matter of this image, or its URL gives nothing.
     """
     image = _read(sample, reader, job)
     facts = check_image(image, job.options.check)
@@ -154,18 +157,17 @@ def _read(sample: SourceSample, reader: PieceReader, job: ShardJob) -> bytes:
     try:
         return reader.read(sample.image)
     except UnreachableError as error:
-        if error.permanent or job.options.unreachable == "leave-out":
-            raise ImageError(str(error)) from error
-        raise ValueError(
-            f"{sample.image.place}: unreachable ({error}). Run the same command again later, or add --unreachable leave-out."
-        ) from error
+        if job.options.unreachable == "leave-out":
+            raise
+        fix = "Correct the URL or remove it from the list" if error.permanent else "Run the same command again later"
+        raise ValueError(f"{sample.image.place}: unreachable ({error}). {fix}, or add --unreachable leave-out.") from error
 
 
 def _pack_broken(sample: SourceSample, reader: PieceReader, job: ShardJob) -> _Packed | None:
     """A sample as it is, checked for nothing; None if there are no bytes."""
     try:
         image = _read(sample, reader, job)
-    except ImageError:
+    except UnreachableError:
         return None
     try:
         extension = sniff(image)

@@ -32,8 +32,8 @@ class ShardOptions:
         check: How images are checked before they are taken, see `images.check_image`.
         bytes_per_shard: Most bytes a shard instead, as the source has the images (one larger image is a shard of its own).
         undecodable: Images that do not decode: "leave-out", "keep" (both listed in the report) or "error".
-        unreachable: URLs that give nothing after several tries: "error" or "leave-out". What the server says is gone
-            counts as undecodable.
+        unreachable: URLs that give nothing, because they are gone or fail after several tries: "error" or "leave-out" (listed in
+            the report).
         max_side: See `reencode.Reencoding`.
         quality: See `reencode.Reencoding`.
         captions: Also KEY.txt: the list's column "caption", else the name of the class.

@@ -91,8 +91,9 @@ def check_keys(samples: Iterable[SourceSample]) -> None:
     seen: dict[str, SourceSample] = {}
     pairs = []
     for sample in samples:
-        if not is_safe_name(sample.key) or split_member(f"{sample.key}.x")[0] != sample.key:
-            raise ValueError(f"{sample.image.place}: {sample.key!r} cannot name a sample in a tar. Rename {sample.name!r}.")
+        problem = key_problem(sample.key)
+        if problem:
+            raise ValueError(f"{sample.image.place}: {sample.key!r} {problem}. Rename {sample.name!r}.")
         other = seen.setdefault(sample.key, sample)
         if other is not sample:
             pairs.append((sample, other))
@@ -112,6 +113,15 @@ def _collisions(pairs: list[tuple[SourceSample, SourceSample]]) -> str:
         return f"{listed[0]}; {rule}. Rename or remove one of them."
     lines = "\n  ".join(listed)
     return f"{len(pairs):,} pairs of files would be one sample each; {rule}. Rename or remove one of each:\n  {lines}"
+
+
+def key_problem(key: str) -> str | None:
+    """What is wrong with a key, if anything."""
+    if not is_safe_name(key):
+        return "cannot name a sample in a tar: it could leave the directory that the tar is unpacked to"
+    if split_member(f"{key}.x")[0] != key:
+        return "cannot name a sample in a tar: at the first dot after the last slash webdataset ends the key"
+    return None
 
 
 def is_safe_name(name: str) -> bool:
