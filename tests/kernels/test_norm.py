@@ -56,8 +56,9 @@ def test_statistics_are_fp32_for_half_precisions_too():
         compare(run("plain", case, form), run("plain", case.double(), "reference"), torch.bfloat16)
 
 
-def test_post_norm_keeps_the_branch_and_two_numbers_a_row():
-    case = make_case((4, 6, 64), torch.float32, scaled=True)
+@pytest.mark.parametrize("scaled", [True, False])
+def test_post_norm_keeps_the_branch_and_two_numbers_a_row(scaled):
+    case = make_case((4, 6, 64), torch.float32, scaled=scaled)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         run("post", case, "torch_native", backward=False)

@@ -1,5 +1,6 @@
 """Every implementation that runs here against a token-by-token computation in float64, forward and backward."""
 
+import itertools
 import math
 
 import pytest
@@ -197,10 +198,11 @@ def test_wrong_arguments_are_named(change, message):
         window_attention(**(arguments | change))
 
 
-@pytest.mark.parametrize("budget", [1, 3000, 1 << 30])
+@pytest.mark.parametrize("budget", [1, 15_000, 75_000, 250_000, 1 << 30])  # one head of a row of windows ... everything at once
 def test_the_cut_into_chunks_does_not_change_the_cpu_form(budget, monkeypatch):
     from simmim_scale.kernels.window_attention import cpu
 
+    monkeypatch.setattr(cpu, "_threads", lambda: 2)
     shape = (8, 12, (4, 4), (2, 2), 3, 8)
     inputs = random_arguments(shape, cosine=True)
     arguments = {"num_heads": 3, "window": (4, 4), "shift": (2, 2), "logit_scale": inputs[2]}
@@ -211,6 +213,50 @@ def test_the_cut_into_chunks_does_not_change_the_cpu_form(budget, monkeypatch):
     monkeypatch.setattr(cpu, "CHUNK_BYTES", 12345)  # backward must not cut anew
     for got, wanted in zip(gradients(ours, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("rooms", "grids"),
+    [
+        (1, [(1, 1, 3)] * 16),  # a row of windows at least
+        (2, [(1, 2, 3), (1, 2, 3)] * 4),
+        (3, [(1, 3, 3), (1, 1, 3)] * 4),  # never parts of two images
+        (9, [(2, 4, 3), (2, 4, 3)]),
+        (12, [(3, 4, 3), (1, 4, 3)]),
+    ],
+)
+def test_strips_of_the_cpu_form_are_whole_images_or_rows_of_one(rooms, grids):
+    from simmim_scale.kernels.window_attention import cpu
+
+    row_bytes = 3 * 2 * 16**2 * 4  # three windows, two heads, 16 x 16 tokens, fp32
+    plan = cpu._Plan(2, (4, 4), (2, 2), rooms * row_bytes * cpu.STRIP_PART)
+    chunk = cpu._Chunk(slice(0, 4), slice(0, 2), (4, 4, 3), 0)
+    strips = list(plan.strips(chunk, 4))
+    assert [strip.grid for strip in strips] == grids
+    edges = [0, *(strip.matrices.stop for strip in strips)]
+    assert [strip.matrices for strip in strips] == [slice(*pair) for pair in itertools.pairwise(edges)]
+    assert edges[1:] == list(itertools.accumulate(2 * math.prod(grid) for grid in grids))
+    assert [strip.last_row for strip in strips] == [strip.matrices.stop % (4 * 3 * 2) == 0 for strip in strips]
+
+
+@pytest.mark.parametrize("windows", [1, 2, 6, 9, 15])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_cpu_form_sums_the_gradient_of_the_bias_over_all_windows(windows, threads):
+    from simmim_scale.kernels.window_attention import cpu
+
+    matrices = torch.randn(windows, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sums = torch.ones(threads, 2, 4, 4, dtype=torch.float64)
+    cpu._add_windows(matrices.flatten(0, 1), sums)
+    torch.testing.assert_close(sums.sum(0), threads + matrices.sum(0))
+
+
+def test_the_cpu_form_has_finite_gradients_where_the_scale_underflows():
+    qkv, bias, _ = random_arguments((4, 4, (4, 4), (0, 0), 2, 8), cosine=True, dtype=torch.float32)
+    scale = torch.full((2,), -80.0, requires_grad=True)  # exp(-160) is 0 in fp32
+    output = window_attention(
+        qkv, bias.float(), num_heads=2, window=(4, 4), shift=(0, 0), logit_scale=scale, implementation="cpu"
+    )
+    assert all(gradient.isfinite().all() for gradient in gradients(output, (qkv, bias, scale)))
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (4, 4)])
