@@ -41,11 +41,11 @@ def test_the_formulas_have_the_gradients_that_finite_differences_give():
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
-def test_one_form_that_torch_compile_made_serves_other_batches(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-    for batch in (3, 5):
-        case = make_case((batch, 4, 33), torch.float32, scaled=True)
-        compare(run("post", case, "compile"), run("post", case.double(), "reference"), torch.float32)
+def test_one_form_that_torch_compile_made_serves_other_batches():
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (3, 5):
+            case = make_case((batch, 4, 33), torch.float32, scaled=True)
+            compare(run("post", case, "compile"), run("post", case.double(), "reference"), torch.float32)
 
 
 def test_statistics_are_fp32_for_half_precisions_too():
