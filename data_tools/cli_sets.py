@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from data_tools.console import Jobs, progress_bar, say
 from data_tools.jobs import available_cores
+from simmim_scale.data.shards import DamageError
 
 DAMAGE = 1
 
@@ -56,21 +57,34 @@ def verify(
     from data_tools.repair import repair_set
     from data_tools.verify import load_index, verify_shards
 
-    if repair:
-        for sentence in repair_set(directory, jobs=jobs or available_cores()):
+    cores = jobs or available_cores()
+    try:
+        for sentence in repair_set(directory, jobs=cores) if repair else ():
             say(f"[green]repaired[/] {escape(sentence)}")
-    index_ = load_index(directory)
+        index_ = load_index(directory)
+    except DamageError as error:
+        _report_damage(directory, [str(error)], tried=repair)
     with progress_bar("verifying", len(index_)) as advance:
-        problems = verify_shards(index_, decode=decode, jobs=jobs or available_cores(), progress=advance)
+        problems = verify_shards(index_, decode=decode, jobs=cores, progress=advance)
+    if problems:
+        _report_damage(directory, problems, tried=repair)
+    say(f"{directory}: {len(index_):,} samples in {len(index_.shards)} shards are as the index says")
+
+
+def _report_damage(directory: Path, problems: list[str], *, tried: bool) -> NoReturn:
     for problem in problems:
         say(f"[red]{escape(problem)}[/]")
-    if problems:
-        say(
-            f"{directory}: {len(problems)} problems. An index is rebuilt by `data_tools verify --repair`; damaged shards by the"
-            " `data_tools shard` command that made them, with --repair, or by copying them again."
-        )
-        raise typer.Exit(DAMAGE)
-    say(f"{directory}: {len(index_):,} samples in {len(index_.shards)} shards are as the index says")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    index_fix = (
+        "Its index can be rebuilt only from tars that are whole"
+        if tried
+        else f"An index is rebuilt by `python -m data_tools verify {directory} --repair`"
+    )
+    say(
+        f"{directory}: {count}. {index_fix}; damaged shards come back by the `python -m data_tools shard` command that made them,"
+        " with --repair, or by copying them again."
+    )
+    raise typer.Exit(DAMAGE)
 
 
 @sets_app.command()

@@ -7,8 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from data_tools.packing import NOTES
-from simmim_scale.data.shards import FORMAT, INDEX_NAME, TABLE_NAME, ShardIndex, atomic_file
+from simmim_scale.data.shards import FORMAT, INDEX_NAME, NOTES, TABLE_NAME, ShardIndex, atomic_file
 
 REPORT_NAME = "report.json"
 
@@ -108,6 +107,11 @@ def _check_foreign(destination: Path) -> None:
     # Looked at after the files: another task may have begun in between, and it makes its notes first.
     ours = (destination / NOTES).is_dir() or _is_own_index(destination / INDEX_NAME)
     foreign = [name for name in present if name != NOTES and not (ours and name in own) and (destination / name).exists()]
+    if TABLE_NAME in foreign and not (destination / INDEX_NAME).exists():
+        raise ValueError(
+            f"{destination}: holds shards whose {INDEX_NAME} is lost. Make it again from them with"
+            f" `python -m data_tools verify {destination} --repair`, or choose another directory."
+        )
     if foreign:
         raise ValueError(
             f"{destination}: holds other files, such as {foreign[0]}. Choose an empty or new directory for the shards."

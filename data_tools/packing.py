@@ -15,9 +15,7 @@ from data_tools.plan import ShardJob
 from data_tools.reencode import reencode, resize_map
 from data_tools.sources import SourceSample
 from data_tools.tarwriter import Shard, ShardWriter
-from simmim_scale.data.shards import INDEX_NAME, NO_LABEL, ROW, ShardFile, atomic_file, split_member
-
-NOTES = ".shards"  # directory of notes in an unfinished set
+from simmim_scale.data.shards import INDEX_NAME, NO_LABEL, NOTES, ROW, ShardFile, atomic_file, split_member
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_tools.checksums import hash_file
 from data_tools.index_tars import build_index, scan_shards
-from simmim_scale.data.shards import INDEX_NAME, TABLE_NAME, ShardFile, ShardIndex, atomic_file, read_document
+from simmim_scale.data.shards import INDEX_NAME, TABLE_NAME, DamageError, ShardFile, ShardIndex, atomic_file, read_document
 
 _MOST_ZEROS = 2**16  # bytes of the end of a tar: two empty blocks and the padding to a record
 
@@ -20,14 +20,15 @@ def repair_set(directory: Path, *, jobs: int = 1, progress: Callable[[int], None
     """Repair a set in place; returns what was done, one sentence each.
 
     Raises:
-        ValueError: The index is lost and the tars do not allow another.
+        ValueError: No set of shards, or an unfinished one.
+        DamageError: The index is lost and the tars do not allow another.
     """
     done = [
         f"{directory / shard.name}: its end was cut off or overwritten, and is restored" for shard in _restore_ends(directory)
     ]
     try:
         ShardIndex.load(directory)
-    except ValueError as error:
+    except DamageError as error:
         rebuilt = _rebuild_table(directory, jobs, progress) or _rebuild_index(directory, jobs, progress)
         if rebuilt:
             done.append(f"{rebuilt} ({error})")
@@ -103,7 +104,10 @@ def _rebuild_index(directory: Path, jobs: int, progress: Callable[[int], None] |
     """Both files from the tars alone, if index.json is lost or unreadable."""
     try:
         read_document(directory)
-    except ValueError:
-        build_index(directory, jobs=jobs, overwrite=True, progress=progress)
+    except DamageError as lost:
+        try:
+            build_index(directory, jobs=jobs, overwrite=True, progress=progress)
+        except ValueError as error:
+            raise DamageError(f"{directory}: the index is lost, and another cannot be made: {error}") from lost
         return f"{directory / INDEX_NAME}: made again from the tars; source and options of the lost one are not known any more"
     return None

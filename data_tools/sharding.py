@@ -22,12 +22,12 @@ from data_tools.checksums import hash_file
 from data_tools.destination import REPORT_NAME, State, check_same_set, check_space, prepare, remove_leftovers
 from data_tools.jobs import run_jobs
 from data_tools.locks import open_locked
-from data_tools.packing import NOTES, Finished, LeftOut, pack_shard, read_note
+from data_tools.packing import Finished, LeftOut, pack_shard, read_note
 from data_tools.plan import ShardJob, ShardOptions, ShardPlan, Task, make_plan, shard_name
 from data_tools.ray_jobs import run_ray_jobs
 from data_tools.sources import Source
 from simmim_scale import __version__
-from simmim_scale.data.shards import INDEX_NAME, ShardFile, ShardIndex, atomic_file
+from simmim_scale.data.shards import INDEX_NAME, NOTES, ShardFile, ShardIndex, atomic_file
 
 CREATED_WITH = f"simmim-scale {__version__}"
 ENGINES = ("local", "ray")

@@ -15,7 +15,7 @@ from data_tools.checksums import hash_file
 from data_tools.images import ImageError, check_image
 from data_tools.index_tars import KIND
 from data_tools.jobs import run_jobs
-from simmim_scale.data.shards import NO_LABEL, SampleLocation, ShardIndex, split_member
+from simmim_scale.data.shards import NO_LABEL, DamageError, SampleLocation, ShardIndex, split_member
 
 _MOST_PER_SHARD = 20  # problems told about one shard; where one byte moved, every later sample is wrong
 _NUMBERED = re.compile(r"(.*?)(\d+)(\.tar)")
@@ -33,7 +33,7 @@ def load_index(directory: Path) -> ShardIndex:
     """The index, its own damage checked, but not yet the shards.
 
     Raises:
-        ValueError: No index, or one that is damaged.
+        ValueError: No index. DamageError: one that is lost or damaged.
     """
     return ShardIndex.load(directory, check=False)
 
@@ -41,7 +41,7 @@ def load_index(directory: Path) -> ShardIndex:
 def verify_shards(
     index: ShardIndex, *, decode: bool = True, jobs: int = 1, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """Problems, one sentence each; empty if all is well.
+    """Problems, one sentence each; empty if all is well. What one shard has does not keep the others from being looked at.
 
     Checked: the index itself, that each shard is there with its size and sha256, that no other tar lies beside them, that
     their numbers leave no gap, that each row points at an image inside one sample with one key and the right label, that no
@@ -49,15 +49,15 @@ def verify_shards(
     """
     problems = _unlisted(index) + _gaps(index)
     try:
-        ShardIndex.load(index.directory)
-    except ValueError as error:
+        index.check_table()
+    except DamageError as error:
         problems.append(str(error))
     decode = decode and index.options.get("undecodable") != "keep"
     keys = []
     for number, found in enumerate(
         run_jobs(functools.partial(_verify_shard, index.directory, decode), range(len(index.shards)), jobs)
     ):
-        problems += [problem for problem in found.problems if problem not in problems]
+        problems += found.problems
         keys.append(found.keys)
         if progress:
             progress(index.shards[number].samples)
@@ -99,10 +99,27 @@ def _duplicates(index: ShardIndex, keys: list[np.ndarray]) -> list[str]:
 def _verify_shard(directory: Path, decode: bool, number: int) -> _Check:
     index = ShardIndex.load(directory, check=False)
     path, expected = index.shard_path(number), index.shards[number]
+    try:
+        problem = _check_size(path, expected.bytes)
+        if problem is None:
+            return _check_content(index, number, decode=decode)
+    except OSError as error:
+        problem = f"{path}: cannot be read ({error.strerror or error}); its samples were not looked at"
+    return _Check([problem], np.zeros(expected.samples, np.uint64))
+
+
+def _check_size(path: Path, expected: int) -> str | None:
+    if path.is_dir():
+        return f"{path}: expected a tar of {expected:,} bytes, it is a directory"
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        return f"{path}: expected {expected:,} bytes, {'it is missing' if size is None else f'it has {size:,}'}"
+    return None
+
+
+def _check_content(index: ShardIndex, number: int, *, decode: bool) -> _Check:
+    path, expected = index.shard_path(number), index.shards[number]
     keys = np.zeros(expected.samples, np.uint64)
-    if not path.is_file() or path.stat().st_size != expected.bytes:
-        size = f"it has {path.stat().st_size:,}" if path.is_file() else "it is missing"
-        return _Check([f"{path}: expected {expected.bytes:,} bytes, {size}"], keys)
     problems = []
     digest = hash_file(path)
     if digest != expected.sha256:

@@ -3,6 +3,7 @@
     DIR/<shard>.tar   plain webdataset tars: the members of one sample share their key and stand one after the other
     DIR/index.npy     one row a sample, in shard order (`ROW`); opened by memory map, so 14 million samples cost nothing to open
     DIR/index.json    the shards with their counts, bytes and sha256, class names, source, options, and the sha256 of index.npy
+                      and of its own content (which older versions did not write)
 
 `index.json` is written last: a directory that has one is complete. Shard of a row = where the row falls in the cumulative counts.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import secrets
 import tarfile
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,7 +28,14 @@ FORMAT = "simmim-shards"
 VERSION = 1
 INDEX_NAME = "index.json"
 TABLE_NAME = "index.npy"
+NOTES = ".shards"  # directory of notes in an unfinished set
 NO_LABEL = -1
+
+_REQUIRED = ("samples", "shards", "table")
+# Entries of an index without a checksum; there never was one with others.
+_ENTRIES = {"format", "version", "kind", "created_with", "source", "options", "classes", "bytes", "gaps", *_REQUIRED}
+# What np.load raises on damaged headers, as found by changing each of their bits.
+_TABLE_ERRORS = (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
 
 # Little-endian whatever the machine, so that equal shards have equal bytes.
 ROW = np.dtype(
@@ -38,6 +47,10 @@ ROW = np.dtype(
         ("label", "<i4"),  # class, an index into the class names; NO_LABEL: none
     ]
 )
+
+
+class DamageError(ValueError):
+    """A set of shards that is not what it was when it was written; the message says what, and how to get it back."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class ShardIndex:
             check: Compare the table with its checksum and the shards with their sizes. Contents of shards are not read.
 
         Raises:
-            ValueError: Anything missing, empty, foreign or damaged: which file, and what to do.
+            ValueError: Anything missing, empty or foreign: which file, and what to do. DamageError: lost or damaged.
         """
         path = Path(directory)
         document = read_document(path)
@@ -118,7 +131,7 @@ class ShardIndex:
         index = cls(
             directory=path,
             shards=shards,
-            table=_open_table(path, document, check=check),
+            table=_open_table(path, document),
             classes=None if classes is None else tuple(classes),
             kind=document.get("kind", ""),
             created_with=document.get("created_with", ""),
@@ -128,9 +141,25 @@ class ShardIndex:
         )
         index._check_counts(expected=document["samples"])
         if check:
-            index._check_table()
+            index.check_table()
             index._check_files()
         return index
+
+    def check_table(self) -> None:
+        """Compares the table with its checksum, and its rows with shards and classes.
+
+        Raises:
+            DamageError: They disagree.
+        """
+        stated = read_document(self.directory)["table"].get("sha256")
+        with open(self.directory / TABLE_NAME, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != stated:
+            raise DamageError(
+                f"{self.directory / TABLE_NAME}: sha256 {digest} is not what {INDEX_NAME} states; the two disagree or the file is"
+                f" damaged. {_repair(self.directory)}"
+            )
+        self._check_rows()
 
     def write(self, directory: str | os.PathLike[str] | None = None) -> None:
         """Writes index.npy, then index.json, each aside, synced and renamed. The shards must be in place already.
@@ -143,7 +172,7 @@ class ShardIndex:
         path = Path(self.directory if directory is None else directory)
         in_place = ShardIndex(**{**_arguments(self), "directory": path})
         in_place._check_counts(expected=len(self.table))
-        in_place._check_table()
+        in_place._check_rows()
         in_place._check_files()
         table = io.BytesIO()
         np.save(table, np.ascontiguousarray(self.table, dtype=ROW), allow_pickle=False)
@@ -206,22 +235,22 @@ class ShardIndex:
             "shards": [asdict(shard) for shard in self.shards],
             "table": {"name": TABLE_NAME, "sha256": table_sha256},
         }
+        document["sha256"] = _content_sha256(document)
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
     def _check_counts(self, *, expected: int) -> None:
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
-            raise ValueError(f"{self.directory}: {INDEX_NAME} names a shard twice. Shard the source again.")
+            raise DamageError(f"{self.directory}: {INDEX_NAME} names a shard twice. {_repair(self.directory)}")
         if not expected and not len(self.table):
             raise ValueError(f"{self.directory}: the index is empty, it lists no samples. Shard a source that has images.")
         if not expected == len(self.table) == int(self.starts[-1]):
-            raise ValueError(
-                f"{self.directory}: {INDEX_NAME} and {TABLE_NAME} disagree: {expected} samples stated,"
-                f" {int(self.starts[-1])} in the list of shards, {len(self.table)} rows in the table. They come from"
-                " different runs: run `python -m data_tools shard` again."
+            raise DamageError(
+                f"{self.directory}: {INDEX_NAME} and {TABLE_NAME} disagree: {expected} samples stated, {int(self.starts[-1])} in"
+                f" the list of shards, {len(self.table)} rows in the table. They are of different runs. {_repair(self.directory)}"
             )
 
-    def _check_table(self) -> None:
+    def _check_rows(self) -> None:
         """Every row lies inside its shard, and every label has a class name."""
         table = self.table
         sizes = np.repeat(np.array([shard.bytes for shard in self.shards], dtype=np.uint64), np.diff(self.starts))
@@ -231,9 +260,9 @@ class ShardIndex:
         bad |= (table["label"] < NO_LABEL) | (table["label"] >= num_classes)
         if bad.any():
             row = int(bad.argmax())
-            raise ValueError(
+            raise DamageError(
                 f"{self.directory / TABLE_NAME}: row {row} ({self.table[row].item()}) does not fit its shard"
-                f" {self.shards[self.locate(row).shard].name} or the class names. The index is damaged: shard the source again."
+                f" {self.shards[self.locate(row).shard].name} or the class names. {_repair(self.directory)}"
             )
 
     def _check_files(self) -> None:
@@ -242,7 +271,7 @@ class ShardIndex:
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
                 found = "it is missing" if size is None else f"it has {size:,} bytes"
-                raise ValueError(
+                raise DamageError(
                     f"{path}: the index expects this shard with {shard.bytes:,} bytes, but {found}."
                     " Copy it again from where the set was made, or shard the source again."
                 )
@@ -297,70 +326,93 @@ def _reopen(directory: str) -> ShardIndex:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The content of index.json, its form checked.
+    """The content of index.json, its form and checksum checked.
 
     Raises:
-        ValueError: Missing, damaged, of another format or version.
+        ValueError: No set of shards, an unfinished one, or of another format or version.
+        DamageError: Lost or damaged.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: no such directory of shards. Make it with `python -m data_tools shard folder IMAGES {path}`.")
     file = path / INDEX_NAME
     if not file.is_file():
-        raise ValueError(
-            f"{path}: no {INDEX_NAME}, so this is no complete directory of shards. If sharding was interrupted, run the same"
-            " `python -m data_tools shard` command again; otherwise give the directory that it wrote."
-        )
+        raise _no_index(path)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error}). The index is damaged: shard the source again.") from error
+        raise DamageError(f"{file}: not valid JSON ({error}). {_repair(path)}") from error
+    _check_content(path, document)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         got = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise ValueError(
-            f"{file}: expected the format {FORMAT!r}, got {got!r}. Give a directory that `python -m data_tools shard` wrote."
+        kind = DamageError if any(path.glob("*.tar")) else ValueError
+        raise kind(
+            f"{file}: expected the format {FORMAT!r}, got {got!r}. Give a directory that `python -m data_tools shard` wrote; if"
+            f" this one has tars, `python -m data_tools verify {path} --repair` makes their index."
         )
     if document.get("version") != VERSION:
         raise ValueError(
             f"{file}: version {document.get('version')!r} of the format, this program reads {VERSION}. Update the program."
         )
-    missing = [key for key in ("samples", "shards", "table") if key not in document]
+    missing = [key for key in _REQUIRED if key not in document]
     if missing:
-        raise ValueError(f"{file}: the keys {missing} are missing. The index is damaged: shard the source again.")
+        raise DamageError(f"{file}: the keys {missing} are missing. {_repair(path)}")
     return document
+
+
+def _no_index(path: Path) -> ValueError:
+    problem = f"{path}: no {INDEX_NAME}"
+    if (path / NOTES).is_dir():
+        return ValueError(f"{problem}, sharding was interrupted. Run the same `python -m data_tools shard` command again.")
+    if (path / TABLE_NAME).is_file() or any(path.glob("*.tar")):
+        return DamageError(f"{problem}, though there are tars or an {TABLE_NAME}. {_repair(path)}")
+    return ValueError(f"{problem} and no tars. Give the directory that `python -m data_tools shard` wrote.")
+
+
+def _check_content(path: Path, document: Any) -> None:
+    """Of an index of any version: it must have the content that it had when it was written."""
+    if not isinstance(document, dict) or not document.keys() >= set(_REQUIRED):
+        return
+    if document.keys() <= _ENTRIES:  # written by an older version
+        return
+    digest, stated = _content_sha256(document), document.get("sha256")
+    if digest != stated:
+        raise DamageError(f"{path / INDEX_NAME}: states the sha256 {stated} of its content, which has {digest}. {_repair(path)}")
+
+
+def _content_sha256(document: dict[str, Any]) -> str:
+    """Checksum of all other entries of index.json, whatever the white space between them."""
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _repair(path: Path) -> str:
+    again = f"Make the index again from the tars with `python -m data_tools verify {path} --repair`"
+    return f"{again}, or copy it again from where the set was made."
 
 
 def _parse_shard(path: Path, entry: Any) -> ShardFile:
     try:
         shard = ShardFile(str(entry["name"]), int(entry["samples"]), int(entry["bytes"]), str(entry["sha256"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path / INDEX_NAME}: {entry!r} does not describe a shard ({error!r}). Shard the source again."
-        ) from error
+        raise DamageError(f"{path / INDEX_NAME}: {entry!r} does not describe a shard ({error!r}). {_repair(path)}") from error
     if Path(shard.name).name != shard.name or shard.samples < 1:
-        raise ValueError(
-            f"{path / INDEX_NAME}: a shard needs a plain file name and at least one sample, got {entry!r}. Shard again."
+        raise DamageError(
+            f"{path / INDEX_NAME}: a shard needs a plain file name and at least one sample, got {entry!r}. {_repair(path)}"
         )
     return shard
 
 
-def _open_table(path: Path, document: dict[str, Any], *, check: bool) -> np.ndarray:
+def _open_table(path: Path, document: dict[str, Any]) -> np.ndarray:
     file = path / TABLE_NAME
-    fix = "Run the same `python -m data_tools shard` command again."
     if not file.is_file():
-        raise ValueError(f"{file}: missing, though {INDEX_NAME} is there. {fix}")
+        raise DamageError(f"{file}: missing, though {INDEX_NAME} is there. {_repair(path)}")
     if not document["samples"]:
         raise ValueError(f"{path}: the index is empty, it lists no samples. Shard a source that has images.")
-    if check:
-        with open(file, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != document["table"].get("sha256"):
-            raise ValueError(
-                f"{file}: sha256 {digest} is not what {INDEX_NAME} states; the two disagree or the file is damaged. {fix}"
-            )
     try:
         table = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file}: not a numpy table ({error}). {fix}") from error
+    except _TABLE_ERRORS as error:
+        raise DamageError(f"{file}: not a numpy table ({error}). {_repair(path)}") from error
     if table.dtype != ROW or table.ndim != 1:
-        raise ValueError(f"{file}: expected one-dimensional rows of {ROW}, got {table.dtype} with shape {table.shape}. {fix}")
+        found = f"{table.dtype} with shape {table.shape}"
+        raise DamageError(f"{file}: expected one-dimensional rows of {ROW}, got {found}. {_repair(path)}")
     return table

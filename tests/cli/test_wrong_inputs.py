@@ -50,6 +50,7 @@ def make_empty(index: ShardIndex) -> None:
     (index.directory / "index.npy").write_bytes(table.getvalue())
     document = json.loads((index.directory / "index.json").read_text())
     document |= {"samples": 0, "bytes": 0, "shards": []}
+    del document["sha256"]  # as older versions wrote it
     document["table"]["sha256"] = hashlib.sha256(table.getvalue()).hexdigest()
     (index.directory / "index.json").write_text(json.dumps(document))
 

@@ -10,13 +10,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simmim_scale.data.shards import INDEX_NAME, ROW, TABLE_NAME, ShardIndex, atomic_file, split_member
+from simmim_scale.data.shards import (
+    INDEX_NAME,
+    NOTES,
+    ROW,
+    TABLE_NAME,
+    DamageError,
+    ShardIndex,
+    atomic_file,
+    read_document,
+    split_member,
+)
 from simmim_scale.data.stream import ShardReader
 
 
 def edit_document(index, **changes):
+    """Changes entries, as in an index without a checksum of its own: those of older versions."""
     path = index.directory / INDEX_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    document = json.loads(path.read_text()) | changes
+    del document["sha256"]
+    path.write_text(json.dumps(document))
 
 
 def test_a_loaded_index_finds_every_sample(make_shards, make_picture, make_file):
@@ -70,6 +83,12 @@ def test_writing_twice_gives_the_same_bytes(make_shards):
     assert {path.name: path.read_bytes() for path in index.directory.iterdir()} == before
 
 
+def test_an_index_without_a_checksum_of_its_own_is_read(make_shards):
+    index = make_shards(5)
+    edit_document(index)
+    assert len(ShardIndex.load(index.directory)) == 5
+
+
 def test_pickling_sends_no_table(make_shards):
     index = make_shards(50)
     data = pickle.dumps(index)
@@ -109,8 +128,43 @@ class TestErrors:
             ShardIndex.load(tmp_path / "nowhere")
 
     def test_no_index(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no index\.json.*run the same"):
+        with pytest.raises(ValueError, match=r"no index\.json and no tars.*Give the directory"):
             ShardIndex.load(tmp_path)
+
+    def test_interrupted_sharding(self, tmp_path):
+        (tmp_path / "part-00000.tar").write_bytes(b"")
+        (tmp_path / NOTES).mkdir()
+        with pytest.raises(ValueError, match=r"no index\.json, sharding was interrupted. Run the same"):
+            ShardIndex.load(tmp_path)
+
+    @pytest.mark.parametrize("name", [INDEX_NAME, TABLE_NAME])
+    def test_a_lost_index_is_damage_that_can_be_repaired(self, make_shards, name):
+        index = make_shards(3)
+        (index.directory / name).unlink()
+        with pytest.raises(DamageError, match=rf"python -m data_tools verify {index.directory} --repair"):
+            ShardIndex.load(index.directory)
+
+    def test_one_changed_bit_anywhere_in_the_document(self, make_shards):
+        index = make_shards(3, labels=[0, 1, 2])
+        path = index.directory / INDEX_NAME
+        data = path.read_bytes()
+        for position in range(len(data)):
+            changed = bytearray(data)
+            changed[position] ^= 1 << position % 8
+            path.write_bytes(changed)
+            with pytest.raises(DamageError, match=r"index\.json: .*--repair"):
+                read_document(index.directory)
+
+    def test_one_changed_bit_in_the_header_of_the_table(self, make_shards):
+        index = make_shards(3)
+        path = index.directory / TABLE_NAME
+        data = path.read_bytes()
+        for position in range(data.index(b"}")):
+            changed = bytearray(data)
+            changed[position] ^= 8
+            path.write_bytes(changed)
+            with pytest.raises(DamageError, match=r"--repair"):
+                ShardIndex.load(index.directory)
 
     def test_damaged_json(self, make_shards):
         index = make_shards(3)

@@ -8,7 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from data_tools import cli
+from data_tools.plan import ShardOptions
+from data_tools.sharding import write_shards
+from data_tools.sources.folder import list_folder
 from simmim_scale.data.shards import ShardIndex
+from tests.data_tools.layouts import fill, picture
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -43,11 +47,42 @@ def test_damage_is_exit_code_one(tmp_path: Path) -> None:
     assert "expected sha256" in result.output
 
 
+@pytest.mark.parametrize("names", [["index.npy"], ["index.json"], ["index.npy", "index.json"]])
+@pytest.mark.parametrize("damage", ["lost", "changed"])
+def test_a_damaged_index_is_exit_code_one_and_its_advice_works(tmp_path: Path, names: list[str], damage: str) -> None:
+    write_shards(
+        list_folder(fill(tmp_path / "src", {f"c{i}/{i}.jpg": picture(i) for i in range(3)})), tmp_path / "set", ShardOptions()
+    )
+    for path in (tmp_path / "set" / name for name in names):
+        data = bytearray(path.read_bytes())
+        data[40] ^= 4
+        path.unlink()
+        if damage == "changed":
+            path.write_bytes(data)
+    verify = ["verify", str(tmp_path / "set"), "--jobs", "1"]
+    found = CliRunner().invoke(cli.app, verify)
+    assert found.exit_code == 1
+    assert f"python -m data_tools verify {tmp_path / 'set'} --repair" in found.output
+    assert CliRunner().invoke(cli.app, [*verify, "--repair"]).exit_code == 0
+    assert CliRunner().invoke(cli.app, verify).exit_code == 0
+
+
+def test_what_cannot_be_repaired_is_damage_too(tmp_path: Path) -> None:
+    write_shards(list_folder(fill(tmp_path / "src", {"a.jpg": picture(0)})), tmp_path / "set", ShardOptions())
+    (tmp_path / "set" / "index.json").unlink()
+    (tmp_path / "set" / "shard-000000.tar").write_bytes(b"no tar" * 200)
+    result = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "set"), "--jobs", "1", "--repair"])
+    assert result.exit_code == 1
+    assert "the index is lost, and another cannot be made" in result.output
+    assert "shard-000000.tar" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("shard", "folder", "{tmp}/nowhere", "{tmp}/out"), "no such directory"),
         (("verify", "{tmp}"), "no index.json"),
+        (("verify", "{tmp}/nowhere", "--repair"), "no such directory"),
         (("synth", "{tmp}/set", "--side", "big"), "--side: a range LOW-HIGH"),
     ],
 )

@@ -58,6 +58,14 @@ def test_a_lost_index_is_made_anew(shards: Path, whole: Path, content: bytes | N
     assert verify_shards(load_index(shards)) == []
 
 
+def test_an_unfinished_set_gets_no_index(shards: Path) -> None:
+    (shards / "index.json").unlink()
+    (shards / ".shards").mkdir()
+    with pytest.raises(ValueError, match="sharding was interrupted"):
+        repair_set(shards)
+    assert not (shards / "index.json").exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "longer"])
 def test_the_end_of_a_tar_is_restored(shards: Path, whole: Path, damage: str) -> None:
     path = shards / "shard-000001.tar"

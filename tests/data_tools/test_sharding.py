@@ -268,6 +268,15 @@ def test_a_damaged_set_says_so(photos: Path, tmp_path: Path) -> None:
     assert len(ShardIndex.load(tmp_path / "out")) == 25
 
 
+def test_a_set_whose_index_is_lost_is_left_alone_and_says_how_to_get_it_back(photos: Path, tmp_path: Path) -> None:
+    write_shards(list_folder(photos), tmp_path / "out", OPTIONS)
+    (tmp_path / "out" / "index.json").unlink()
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"index\.json is lost.*data_tools verify .* --repair"):
+        write_shards(list_folder(photos), tmp_path / "out", OPTIONS)
+    assert contents(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("name", ["thesis.txt", "index.json", "shard-000000.tar"])
 def test_a_directory_of_others_is_left_alone(photos: Path, tmp_path: Path, name: str) -> None:
     fill(tmp_path / "out", {name: b"{}"})

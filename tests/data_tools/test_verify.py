@@ -1,7 +1,9 @@
 """Damage of any kind is found and named."""
 
+import errno
 import hashlib
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.checksums import hash_file
 from data_tools.plan import ShardOptions
 from data_tools.sharding import write_shards
 from data_tools.sources.folder import list_folder
@@ -59,11 +62,33 @@ def test_a_shortened_missing_or_extra_shard_is_found(shards: Path) -> None:
     first, second = shards / "shard-000000.tar", shards / "shard-000001.tar"
     first.write_bytes(first.read_bytes()[:-512])
     second.rename(shards / "shard-000009.tar")
-    found = " ".join(problems(shards))
+    each = problems(shards)
+    assert len(each) == 3
+    found = " ".join(each)
     assert "shard-000000.tar: expected" in found
     assert "shard-000001.tar: expected" in found
     assert "it is missing" in found
     assert "shard-000009.tar: not listed" in found
+
+
+@pytest.mark.parametrize("kind", ["unreadable", "directory"])
+def test_a_shard_that_cannot_be_read_does_not_hide_the_others(shards: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    first, last = shards / "shard-000000.tar", shards / "shard-000002.tar"
+    last.write_bytes(last.read_bytes()[:-512])
+    if kind == "directory":
+        first.unlink()
+        first.mkdir()
+    else:
+
+        def refuse(path: Path) -> str:
+            if path == first:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return hash_file(path)
+
+        monkeypatch.setattr("data_tools.verify.hash_file", refuse)
+    found = problems(shards)
+    assert [problem.split(":")[0] for problem in found] == [str(first), str(last)]
+    assert ("Permission denied" if kind == "unreadable" else "is a directory") in found[0]
 
 
 def test_a_damaged_table_is_found(shards: Path) -> None:
