@@ -59,15 +59,14 @@ def build_index(
         raise ValueError(f"--labels: one of {', '.join(LABELS)}, got {labels!r}.")
     if (directory / INDEX_NAME).exists() and not overwrite:
         raise ValueError(f"{directory}: has an {INDEX_NAME} already. Check it with `data_tools verify`, or add --overwrite.")
-    paths = sorted(directory.glob(pattern))
-    if not paths:
-        raise ValueError(f"{directory}: no files {pattern}. Give the directory that holds the tars, or their --pattern.")
+    paths = find_tars(directory, pattern)
+    names = None if classes is None else _read_names(classes)
     shards = scan_shards(paths, labels=labels, jobs=jobs, progress=progress)
     index = ShardIndex(
         directory=directory,
         shards=tuple(shard.file for shard in shards),
         table=np.concatenate([shard.rows for shard in shards]),
-        classes=_class_names(shards, classes),
+        classes=_class_names(shards, classes, names),
         kind=KIND,
         created_with=f"simmim-scale {__version__}",
         source={"pattern": pattern},
@@ -75,6 +74,34 @@ def build_index(
     )
     index.write()
     return index
+
+
+def find_tars(directory: Path, pattern: str) -> list[Path]:
+    """The files of a directory whose names fit a pattern, in the order of their names.
+
+    Raises:
+        ValueError: None, one that is no file, or a pattern of more than a name.
+    """
+    if not pattern or "/" in pattern or pattern == "**":
+        raise ValueError(
+            f"--pattern: a pattern of file names such as 'train-*.tar', got {pattern!r}. An index is of tars that lie in the"
+            " directory itself: give each directory of tars its own, or link the tars into one."
+        )
+    paths = sorted(directory.glob(pattern))
+    if not paths:
+        raise ValueError(f"{directory}: no files {pattern}. Give the directory that holds the tars, or their --pattern.")
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: is {_what_else(path)}, expected a tar. Remove it, or choose among the files with --pattern."
+            )
+    return paths
+
+
+def _what_else(path: Path) -> str:
+    if path.is_dir():
+        return "a directory"
+    return f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "no plain file"
 
 
 def scan_shards(
@@ -110,11 +137,24 @@ def check_duplicates(shards: list[ScannedShard]) -> None:
 
 
 def scan_shard(path: Path, *, labels: str = "auto") -> ScannedShard:
-    """Rows, keys and checksum of one tar."""
+    """Rows, keys and checksum of one tar.
+
+    Raises:
+        ArchiveError: See `build_index`.
+    """
+    try:
+        return _scan(path, labels)
+    except OSError as error:
+        raise ArchiveError(
+            f"{path}: cannot be read ({error.strerror}). Repair the disk or the rights, or copy it again."
+        ) from error
+
+
+def _scan(path: Path, labels: str) -> ScannedShard:
     rows, keys, names = [], [], dict[int, str]()
     with open(path, "rb") as file:
         for key, members in _samples(path):
-            label, name = _label(file.fileno(), path, members) if labels == "auto" else (NO_LABEL, None)
+            label, name = _label(file.fileno(), path, key, members) if labels == "auto" else (NO_LABEL, None)
             if name is not None:
                 names[label] = name
             rows.append(_row(path, key, members, label))
@@ -157,8 +197,8 @@ def _row(path: Path, key: str, members: dict[str, TarMember], label: int) -> tup
     image = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
     if image is None:
         raise ArchiveError(
-            f"{path}: the sample {key!r} has no image, only {', '.join(sorted(members))}. Known are"
-            f" {', '.join(IMAGE_EXTENSIONS)}."
+            f"{path}: the sample {key!r} has no image, only {_extensions(members)}. Known are {', '.join(IMAGE_EXTENSIONS)}: make"
+            " the tar without it, or give its image one of these extensions."
         )
     start, end = min(m.header for m in members.values()), max(m.end for m in members.values())
     if end - start >= 2**32:
@@ -166,14 +206,21 @@ def _row(path: Path, key: str, members: dict[str, TarMember], label: int) -> tup
     return start, end - start, image.data - start, image.size, label
 
 
-def _label(handle: int, path: Path, members: dict[str, TarMember]) -> tuple[int, str | None]:
+def _extensions(members: dict[str, TarMember]) -> str:
+    return ", ".join(extension or "a file without extension" for extension in sorted(members))
+
+
+def _label(handle: int, path: Path, key: str, members: dict[str, TarMember]) -> tuple[int, str | None]:
     """(label, name of its class if KEY.json gives it)."""
     content = {name: _small(handle, members.get(name)) for name in ("cls", "json")}
     if content["cls"] is None:
         return NO_LABEL, None
     text = content["cls"].strip()
     if not (text.isdigit() and len(text) < 10):
-        raise ArchiveError(f"{path}: a label (KEY.cls) is {text[:40]!r}, expected a whole number from 0. Or add --labels none.")
+        raise ArchiveError(
+            f"{path}: the label of the sample {key!r} (its member .cls) is {text[:40].decode('utf-8', 'backslashreplace')!r},"
+            " expected a whole number from 0. Write such numbers, or add --labels none to leave labels out."
+        )
     about = _parse(content["json"])
     name = about.get("class") if about.get("label") == int(text) else None
     return int(text), name if isinstance(name, str) else None
@@ -193,13 +240,20 @@ def _parse(content: bytes | None) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _class_names(shards: list[ScannedShard], file: Path | None) -> tuple[str, ...] | None:
+def _read_names(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else f"no UTF-8, {error.reason} at byte {error.start}"
+        raise ValueError(f"--classes: {file} cannot be read ({cause}). Give a text file with a class name a line.") from error
+
+
+def _class_names(shards: list[ScannedShard], file: Path | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     largest = max(int(shard.rows["label"].max()) for shard in shards)
-    if file is not None:
-        names = file.read_text(encoding="utf-8").splitlines()
+    if names is not None:
         if len(names) <= largest:
             raise ValueError(f"{file}: has {len(names)} class names, but the largest label is {largest}. Add the missing lines.")
-        return tuple(names)
+        return names
     if largest == NO_LABEL:
         return None
     known = {label: name for shard in shards for label, name in shard.names.items()}

@@ -1,5 +1,6 @@
 """Tars made elsewhere get an index; what cannot be read by key or place is refused."""
 
+import errno
 import json
 import tarfile
 from pathlib import Path
@@ -90,13 +91,15 @@ ONE = {"a.jpg": picture(0)}
         ({}, r"no files \*\.tar"),
         ({"a.tar": tar_bytes({"../a.jpg": picture(0)})}, "would leave the directory"),
         ({"a.tar": tar_bytes({"/a.jpg": picture(0)})}, "would leave the directory"),
-        ({"a.tar": tar_bytes({"a.txt": b"x"})}, "has no image, only txt"),
+        ({"a.tar": tar_bytes({"a.txt": b"x"})}, "'a' has no image, only txt.*make the tar without it"),
+        ({"a.tar": tar_bytes({"README": b"x"})}, "'README' has no image, only a file without extension"),
         (
             {"a.tar": tar_bytes({"a.jpg": b"x", "b.jpg": b"y", "a.cls": b"0"})},
             "there twice, or its members do not stand together",
         ),
         ({"a.tar": tar_bytes(ONE), "b.tar": tar_bytes(ONE)}, "have the same key"),
-        ({"a.tar": tar_bytes({"a.jpg": b"x", "a.cls": b"dog"})}, "expected a whole number"),
+        ({"a.tar": tar_bytes({"a.jpg": b"x", "a.cls": b"dog"})}, "the sample 'a' .* is 'dog', expected a whole number"),
+        ({"a.tar/b.jpg": picture(0)}, "a.tar: is a directory, expected a tar"),
         ({"a.tar": tar_bytes(ONE)[:-9000]}, "cut off"),
         ({"a.tar": b"not a tar" * 200}, "no tar header"),
     ],
@@ -106,6 +109,35 @@ def test_what_cannot_be_indexed_is_refused(tmp_path: Path, files: dict[str, byte
     with pytest.raises(ValueError, match=message):
         build_index(tmp_path)
     assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize("pattern", ["", "*/*.tar", "/abs/*.tar", "**"])
+def test_a_pattern_is_of_names_in_the_directory(elsewhere: Path, pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"--pattern: a pattern of file names.*in the directory itself"):
+        build_index(elsewhere, pattern=pattern)
+
+
+def test_a_link_to_nothing_is_named(elsewhere: Path) -> None:
+    (elsewhere / "train-0005.tar").symlink_to("gone.tar")
+    with pytest.raises(ValueError, match=r"train-0005\.tar: is a link to gone\.tar, which is not there"):
+        build_index(elsewhere)
+
+
+def test_a_tar_that_cannot_be_read_is_named(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("data_tools.index_tars.hash_file", refuse)
+    with pytest.raises(ValueError, match=r"train-0003\.tar: cannot be read \(Permission denied\)"):
+        build_index(elsewhere)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"\xff", "no UTF-8")])
+def test_class_names_that_cannot_be_read(elsewhere: Path, tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"--classes: .*classes\.txt cannot be read \({message}.*a class name a line"):
+        build_index(elsewhere, classes=tmp_path / "classes.txt")
 
 
 def test_links_are_refused(tmp_path: Path) -> None:
