@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from data_tools.cli_sets import sets_app
+from data_tools.cli_sets import DAMAGE, sets_app
 from data_tools.cli_shard import shard_app
-from data_tools.console import Jobs, parse_range, progress_bar, say
+from data_tools.console import Jobs, parse_range, progress_bar, say, writing
 from data_tools.jobs import available_cores
+from simmim_scale.data.shards import DamageError
 
 USER_ERROR = 2
 
@@ -21,12 +22,12 @@ app.add_typer(sets_app)
 
 
 def main() -> None:
-    """Run the command line; what the user got wrong is one message and exit code 2, without a traceback."""
+    """Run the command line; wrong input (exit code 2) and damage (1) are one message, without a traceback."""
     try:
         app()
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(USER_ERROR)
+        sys.exit(DAMAGE if isinstance(error, DamageError) else USER_ERROR)
 
 
 @app.command()
@@ -43,7 +44,7 @@ def synth(
     from data_tools.synth.dataset import SynthOptions, write_dataset
 
     options = SynthOptions(images, seed, parse_range("--side", side), parse_range("--quality", quality))
-    with progress_bar("rendering", images) as advance:
+    with writing(destination), progress_bar("rendering", images) as advance:
         written = write_dataset(destination, options, jobs=jobs or available_cores(), overwrite=overwrite, progress=advance)
     say(
         f"{destination}: {images:,} pictures in {destination / 'images'}"

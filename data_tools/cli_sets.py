@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_tools.console import Jobs, progress_bar, say
+from data_tools.console import Jobs, progress_bar, say, writing
 from data_tools.jobs import available_cores
-from simmim_scale.data.shards import DamageError
+from simmim_scale.data.shards import DamageError, ShardIndex
 
 DAMAGE = 1
+_MOST_CAUSES = 3  # that are printed
 
 sets_app = typer.Typer()
 
@@ -23,16 +24,16 @@ Shards = Annotated[Path, typer.Argument(help="Directory of shards.")]
 @sets_app.command()
 def index(
     directory: Annotated[Path, typer.Argument(help="Directory of webdataset tars made elsewhere.")],
-    pattern: Annotated[str, typer.Option(help="Which of its files.")] = "*.tar",
+    pattern: Annotated[str, typer.Option(help="Which of its files, by name.")] = "*.tar",
     labels: Annotated[str, typer.Option(help="auto: from KEY.cls where it is there; none.")] = "auto",
     classes: Annotated[Path | None, typer.Option(help="Text file with a class name a line, in the order of the labels.")] = None,
     jobs: Jobs = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
 ) -> None:
     """Write the index of tars made elsewhere, so that they can be trained on; the tars stay as they are."""
-    from data_tools.index_tars import build_index
+    from data_tools.index_tars import build_index, find_tars
 
-    with progress_bar("indexing", len(list(directory.glob(pattern)))) as advance:
+    with progress_bar("indexing", len(find_tars(directory, pattern))) as advance:
         made = build_index(
             directory,
             pattern=pattern,
@@ -92,25 +93,45 @@ def stats(
     directory: Shards,
     out: Annotated[Path | None, typer.Option(help="Directory for stats.json and pictures; default: DIRECTORY_stats.")] = None,
     images: Annotated[int, typer.Option(help="Random images to decode for sizes, mean and std; 0: all.", min=0)] = 5000,
+    in_chans: Annotated[int, typer.Option(help="Channels, as model.in_chans: 1 luma, 3 RGB, else so many bands.", min=1)] = 3,
+    band_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="LOW HIGH, as data.band_range: values of NPY and multi-band TIFF files that become 0 and 255."),
+    ] = None,
     sheet: Annotated[int, typer.Option(help="Pictures on the sample sheet.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
     jobs: Jobs = None,
 ) -> None:
     """Print and draw class balance, image sizes, bytes, mean and standard deviation, and a sheet of samples."""
-    from data_tools.stats import choose, default_output, measure, thumbnails
+    from data_tools.stats import Channels, choose, default_output, measure, thumbnails
     from data_tools.stats_drawing import draw_sheet, draw_stats
-    from data_tools.verify import load_index
 
-    index_ = load_index(directory)
+    index_ = ShardIndex.load(directory)
+    channels = Channels(in_chans, band_range)
     target = out or default_output(directory)
-    target.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     with progress_bar("measuring", min(images or len(index_), len(index_))) as advance:
-        found = measure(index_, images=images, seed=seed, jobs=jobs or available_cores(), progress=advance)
-    (target / "stats.json").write_text(json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw_stats(found, target / "stats.png")
-    draw_sheet(thumbnails(index_, choose(len(index_), sheet, seed + 1)), target / "samples.png")
-    Console(soft_wrap=True).print(_table(found.as_json()))
+        found = measure(index_, images=images, channels=channels, seed=seed, jobs=jobs or available_cores(), progress=advance)
+    facts = found.as_json()
+    if not facts["measured_images"]:
+        _report_unmeasured(directory, facts, in_chans)
+    pictures = thumbnails(index_, choose(len(index_), sheet, seed + 1), channels=channels)
+    with writing(target):
+        (target / "stats.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draw_stats(found, target / "stats.png")
+        draw_sheet(pictures, target / "samples.png")
+    Console(soft_wrap=True).print(_table(facts))
     say(f"written: {target / 'stats.json'}, {target / 'stats.png'}, {target / 'samples.png'}")
+
+
+def _report_unmeasured(directory: Path, facts: dict, in_chans: int) -> NoReturn:
+    say(
+        f"[red]{directory}: none of the {facts['broken_images']:,} images looked at decodes to {in_chans} channels:"
+        f" {escape(_causes(facts))}.[/] Give the number of their bands as --in-chans and the range of their values as"
+        " --band-range; damage is listed by `python -m data_tools verify`."
+    )
+    raise typer.Exit(DAMAGE)
 
 
 @sets_app.command("fit-clusters")
@@ -133,7 +154,8 @@ def fit_clusters(
     options = {"centres": centres, "images": images, "pixels": pixels, "seed": seed, "jobs": jobs or available_cores()}
     with progress_bar("reading", min(images or len(index_), len(index_))) as advance:
         palette = fit(index_, **options, progress=advance)
-    save_palette(palette, out, overwrite=overwrite)
+    with writing(out):
+        save_palette(palette, out, overwrite=overwrite)
     say(
         f"{out}: {len(palette.centres)} centres of {palette.pixels:,} pixels; a pixel is {palette.distance:.1f} of 255 from its"
         f" centre (root mean square). Use it with objective.target=clusters objective.centres={out} objective.downsample=4."
@@ -149,10 +171,18 @@ def _table(facts: dict) -> Table:
         if spread is not None:
             text = "{least:,.0f} to {largest:,.0f}, median {median:,.0f}, mean {mean:,.1f}".format(**spread)
             table.add_row(title, text)
-    table.add_row("mean of R, G, B", ", ".join(f"{value:.4f}" for value in facts["mean"]))
-    table.add_row("std of R, G, B", ", ".join(f"{value:.4f}" for value in facts["std"]))
-    table.add_row("measured on", f"{facts['measured_images']:,} images; {facts['broken_images']:,} did not decode")
+    channels = {1: "luma", 3: "R, G, B"}.get(len(facts["mean"]), "the bands")
+    table.add_row(f"mean of {channels}", ", ".join(f"{value:.4f}" for value in facts["mean"]))
+    table.add_row(f"std of {channels}", ", ".join(f"{value:.4f}" for value in facts["std"]))
+    causes = f": {escape(_causes(facts))}" if facts["broken_images"] else ""
+    table.add_row("measured on", f"{facts['measured_images']:,} images; {facts['broken_images']:,} did not decode{causes}")
     return table
+
+
+def _causes(facts: dict) -> str:
+    """Why images did not decode, the most frequent causes first."""
+    causes = [f"{count:,} times {cause}" for cause, count in facts["broken_causes"].items()]
+    return "; ".join(causes[:_MOST_CAUSES]) + ("; and others" if len(causes) > _MOST_CAUSES else "")
 
 
 def _balance(facts: dict) -> str:

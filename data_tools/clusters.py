@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.images import DECODER_ERRORS
 from data_tools.jobs import run_jobs
-from data_tools.stats import choose, open_picture
+from data_tools.stats import choose, open_pixels
+from simmim_scale.data.decode import DecodeError
 from simmim_scale.data.shards import ShardIndex
 
 _CHUNK = 64  # images a job
@@ -87,8 +87,8 @@ def _sample(index: ShardIndex, pixels: int, seed: int, samples: np.ndarray) -> n
     found = [np.empty((0, 3), dtype=np.uint8)]
     for sample in samples.tolist():
         try:
-            colours = np.asarray(open_picture(index, sample)).reshape(-1, 3)
-        except DECODER_ERRORS:
+            colours = open_pixels(index, sample).reshape(-1, 3)
+        except DecodeError:
             continue
         found.append(colours[np.random.default_rng((seed, sample)).integers(len(colours), size=pixels)])
     return np.concatenate(found)

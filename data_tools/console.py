@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,23 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Around what writes below `place`: an error of the disk becomes a message that names it.
+
+    Raises:
+        ValueError: It cannot be written, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise ValueError(
+            f"{place}: cannot be written ({error.strerror}). Free some space, check the rights, or choose another place."
+        ) from error
 
 
 def parse_range(name: str, text: str) -> tuple[int, int]:

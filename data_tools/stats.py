@@ -1,8 +1,11 @@
-"""What a set of shards is like: classes, sizes, bytes, mean and standard deviation; counted, and measured on a random sample."""
+"""What a set of shards is like: classes, sizes, bytes, mean and standard deviation; counted, and measured on a random sample.
+
+Images are decoded as training does, so that mean and std are those of the pixels that it sees.
+"""
 
 import functools
-import io
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +14,35 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.images import DECODER_ERRORS, ImageError, check_image
 from data_tools.jobs import run_jobs
-from simmim_scale.data.shards import NO_LABEL, ShardIndex
+from simmim_scale.data.decode import DecodeError, decode_image
+from simmim_scale.data.shards import NO_LABEL, DamageError, ShardIndex
 
 _CHUNK = 64  # images a job
 _THUMBNAIL = 128  # pixels; the largest side of a picture of the sample sheet
+_MOST_CAUSES = 20  # of images that do not decode; each may have its own
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What training takes images for.
+
+    Args:
+        count: model.in_chans: 3 for RGB, 1 for luma, others for images that have so many bands.
+        band_range: data.band_range: values of NPY and multi-band TIFF files that become 0 and 255; None: those of 8 or 16 bits.
+    """
+
+    count: int = 3
+    band_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"--in-chans: at least 1 channel, got {self.count}.")
+        if self.band_range is not None and not self.band_range[0] < self.band_range[1]:
+            raise ValueError(f"--band-range: LOW HIGH with LOW < HIGH, got {self.band_range}. Swap the values.")
+
+
+RGB = Channels()
 
 
 @dataclass(frozen=True)
@@ -42,24 +68,24 @@ class Pictures:
     Args:
         sizes: (n, 2) width and height in pixels.
         count: Values summed up, per channel.
-        sums: (3,) sums of RGB in [0, 1]; `squares` of their squares.
-        broken: Images that did not decode.
+        sums: (c,) sums of the channels in [0, 1]; `squares` of their squares.
+        broken: Images that did not decode, by the cause.
     """
 
     sizes: np.ndarray
     count: int
     sums: np.ndarray
     squares: np.ndarray
-    broken: int
+    broken: Counter[str]
 
     @property
     def mean(self) -> np.ndarray:
-        """(3,) mean of R, G, B in [0, 1] over all pixels."""
+        """(c,) mean of the channels in [0, 1] over all pixels."""
         return self.sums / max(1, self.count)
 
     @property
     def std(self) -> np.ndarray:
-        """(3,) standard deviation over all pixels."""
+        """(c,) standard deviation over all pixels."""
         return np.sqrt(np.maximum(self.squares / max(1, self.count) - self.mean**2, 0))
 
 
@@ -87,30 +113,40 @@ class Stats:
             "classes": None if self.classes is None else dict(zip(self.classes, self.class_counts.tolist(), strict=True)),
             "image_bytes": asdict(Spread.of(self.image_bytes)),
             "measured_images": len(sizes),
-            "broken_images": self.pictures.broken,
+            "broken_images": self.pictures.broken.total(),
+            "broken_causes": dict(self.pictures.broken.most_common(_MOST_CAUSES)),
             "width": asdict(Spread.of(sizes[:, 0])) if len(sizes) else None,
             "height": asdict(Spread.of(sizes[:, 1])) if len(sizes) else None,
-            "mean": self.pictures.mean.round(6).tolist(),
-            "std": self.pictures.std.round(6).tolist(),
+            "mean": self.pictures.mean.round(6).tolist() if len(sizes) else None,
+            "std": self.pictures.std.round(6).tolist() if len(sizes) else None,
         }
 
 
 def measure(
-    index: ShardIndex, *, images: int = 5000, seed: int = 0, jobs: int = 1, progress: Callable[[int], None] | None = None
+    index: ShardIndex,
+    *,
+    images: int = 5000,
+    channels: Channels = RGB,
+    seed: int = 0,
+    jobs: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> Stats:
     """Measure a set.
 
     Args:
         images: How many random images are decoded for sizes, mean and standard deviation; 0: all. Counts and bytes are exact.
         progress: Called with numbers of images decoded.
+
+    Raises:
+        DamageError: A shard cannot be read.
     """
     chosen = choose(len(index), images or len(index), seed)
     chunks = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
     found = []
-    for chunk in run_jobs(functools.partial(_measure_chunk, index), chunks, jobs):
+    for chunk in run_jobs(functools.partial(_measure_chunk, index, channels), chunks, jobs):
         found.append(chunk)
         if progress:
-            progress(len(chunk.sizes) + chunk.broken)
+            progress(len(chunk.sizes) + chunk.broken.total())
     labels = np.asarray(index.table["label"])
     return Stats(
         samples=len(index),
@@ -131,30 +167,32 @@ def choose(count: int, wanted: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
 
 
-def thumbnails(index: ShardIndex, samples: np.ndarray) -> list[tuple[Image.Image, str]]:
-    """(small RGB picture, class name or key) of each sample that decodes."""
+def thumbnails(index: ShardIndex, samples: np.ndarray, *, channels: Channels = RGB) -> list[tuple[Image.Image, str]]:
+    """(small RGB picture, class name or key) of each sample that decodes: its first three channels, or the first as grey."""
     found = []
-    for sample in samples:
+    for sample in samples.tolist():
         try:
-            picture = open_picture(index, int(sample))
-        except DECODER_ERRORS:
+            pixels = open_pixels(index, sample, channels=channels)
+        except DecodeError:
             continue
+        shown = pixels[..., :3] if channels.count >= 3 else pixels[..., 0]
+        picture = Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        label = index.locate(int(sample)).label
-        name = index.key(int(sample)) if label == NO_LABEL or index.classes is None else index.classes[label]
+        label = index.locate(sample).label
+        name = index.key(sample) if label == NO_LABEL or index.classes is None else index.classes[label]
         found.append((picture, name))
     return found
 
 
-def _measure_chunk(index: ShardIndex, samples: np.ndarray) -> Pictures:
-    sizes, sums, squares, count, broken = [], np.zeros(3), np.zeros(3), 0, 0
-    for sample in samples:
+def _measure_chunk(index: ShardIndex, channels: Channels, samples: np.ndarray) -> Pictures:
+    sizes, sums, squares, count, broken = [], np.zeros(channels.count), np.zeros(channels.count), 0, Counter[str]()
+    for sample in samples.tolist():
         try:
-            pixels = np.asarray(open_picture(index, int(sample)), dtype=np.float32) / 255
-        except DECODER_ERRORS:
-            broken += 1
+            pixels = open_pixels(index, sample, channels=channels).astype(np.float32) / 255
+        except DecodeError as error:
+            broken[str(error)] += 1
             continue
-        flat = pixels.reshape(-1, 3)
+        flat = pixels.reshape(-1, channels.count)
         sizes.append((pixels.shape[1], pixels.shape[0]))
         sums += flat.sum(0, dtype=np.float64)
         squares += (flat * flat).sum(0, dtype=np.float64)
@@ -162,24 +200,30 @@ def _measure_chunk(index: ShardIndex, samples: np.ndarray) -> Pictures:
     return Pictures(np.array(sizes, dtype=np.int64).reshape(-1, 2), count, sums, squares, broken)
 
 
-def open_picture(index: ShardIndex, sample: int) -> Image.Image:
-    """An image as RGB.
+def open_pixels(index: ShardIndex, sample: int, *, channels: Channels = RGB) -> np.ndarray:
+    """(h, w, c) uint8, as training decodes it.
 
     Raises:
-        One of DECODER_ERRORS: It does not decode.
+        DecodeError: It does not decode.
+        DamageError: The shard cannot be read.
+        ValueError: A multi-band TIFF, and tifffile is not installed.
     """
     where = index.locate(sample)
-    with open(index.shard_path(where.shard), "rb") as file:
-        file.seek(where.image_offset)
-        data = file.read(where.image_bytes)
+    path = index.shard_path(where.shard)
     try:
-        check_image(data, "header")  # too many pixels are not even opened
-    except ImageError as error:
+        with open(path, "rb") as file:
+            file.seek(where.image_offset)
+            data = file.read(where.image_bytes)
+    except OSError as error:
+        raise DamageError(
+            f"{path}: cannot be read ({error.strerror}). Repair the disk or the rights, or copy it again."
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large but allowed images, odd metadata
+            return decode_image(data, in_chans=channels.count, band_range=channels.band_range)
+    except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
 
 
 def _add_up(parts: list[Pictures]) -> Pictures:
@@ -188,7 +232,7 @@ def _add_up(parts: list[Pictures]) -> Pictures:
         count=sum(part.count for part in parts),
         sums=np.sum([part.sums for part in parts], axis=0),
         squares=np.sum([part.squares for part in parts], axis=0),
-        broken=sum(part.broken for part in parts),
+        broken=sum((part.broken for part in parts), Counter()),
     )
 
 

@@ -41,7 +41,14 @@ LAYERS: dict[str, set[str] | None] = {
     "simmim_scale.train": {"simmim_scale.config", "simmim_scale.engine", "simmim_scale.reports"},
     "simmim_scale.sweeps": {"simmim_scale.config", "simmim_scale.reports"},
     "launch": {"simmim_scale.config", "simmim_scale.data.shards"},
-    "data_tools": {"simmim_scale.config", "simmim_scale.data.shards", "simmim_scale.data.bands", "simmim_scale.data.jpeg"},
+    # what decodes: checks and statistics see images as training does
+    "data_tools": {
+        "simmim_scale.config",
+        "simmim_scale.data.shards",
+        "simmim_scale.data.bands",
+        "simmim_scale.data.decode",
+        "simmim_scale.data.jpeg",
+    },
 }
 
 # Modules that start without torch: they serve commands that answer at once, and machines that only cut shards or start ranks.
