@@ -64,28 +64,20 @@ def verify(
             say(f"[green]repaired[/] {escape(sentence)}")
         index_ = load_index(directory)
     except DamageError as error:
-        _report_damage(directory, [str(error)], tried=repair)
+        say(f"[red]{escape(str(error))}[/]")
+        raise typer.Exit(DAMAGE) from error
     with progress_bar("verifying", len(index_)) as advance:
         problems = verify_shards(index_, decode=decode, jobs=cores, progress=advance)
-    if problems:
-        _report_damage(directory, problems, tried=repair)
-    say(f"{directory}: {len(index_):,} samples in {len(index_.shards)} shards are as the index says")
-
-
-def _report_damage(directory: Path, problems: list[str], *, tried: bool) -> NoReturn:
     for problem in problems:
         say(f"[red]{escape(problem)}[/]")
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    index_fix = (
-        "Its index can be rebuilt only from tars that are whole"
-        if tried
-        else f"An index is rebuilt by `python -m data_tools verify {directory} --repair`"
-    )
-    say(
-        f"{directory}: {count}. {index_fix}; damaged shards come back by the `python -m data_tools shard` command that made them,"
-        " with --repair, or by copying them again."
-    )
-    raise typer.Exit(DAMAGE)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        say(
+            f"{directory}: {count}. An index is rebuilt by `python -m data_tools verify {directory} --repair`; damaged shards by"
+            " the `python -m data_tools shard` command that made them, with --repair, or by copying them again."
+        )
+        raise typer.Exit(DAMAGE)
+    say(f"{directory}: {len(index_):,} samples in {len(index_.shards)} shards are as the index says")
 
 
 @sets_app.command()

@@ -6,6 +6,7 @@ Nothing is written that does not match a checksum, where there is one.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,9 @@ def repair_set(directory: Path, *, jobs: int = 1, progress: Callable[[int], None
         f"{directory / shard.name}: its end was cut off or overwritten, and is restored" for shard in _restore_ends(directory)
     ]
     try:
-        ShardIndex.load(directory)
+        ShardIndex.load(directory, check=False).check_table()
     except DamageError as error:
-        rebuilt = _rebuild_table(directory, jobs, progress) or _rebuild_index(directory, jobs, progress)
-        if rebuilt:
-            done.append(f"{rebuilt} ({error})")
+        done.append(f"{_rebuild(directory, jobs, progress)} ({error.problem})")
     return done
 
 
@@ -68,23 +67,28 @@ def _replace(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _rebuild_table(directory: Path, jobs: int, progress: Callable[[int], None] | None) -> str | None:
-    """index.npy from the tars, if index.json is sound and they are as it says."""
+def _rebuild(directory: Path, jobs: int, progress: Callable[[int], None] | None) -> str:
     try:
         document = read_document(directory)
         listed = [ShardFile(**entry) for entry in document["shards"]]
-    except (TypeError, ValueError):
-        return None
+    except (TypeError, DamageError):
+        return _rebuild_index(directory, jobs, progress)
+    return _rebuild_table(directory, document, listed, jobs, progress)
+
+
+def _rebuild_table(
+    directory: Path, document: dict[str, Any], listed: list[ShardFile], jobs: int, progress: Callable[[int], None] | None
+) -> str:
+    """index.npy from the tars, if they are as index.json says: a table of damaged tars would hide the damage."""
     paths = [directory / shard.name for shard in listed]
-    if not all(path.is_file() for path in paths):
-        return None
     labels = (document.get("options") or {}).get("labels") if document.get("kind") == "tars" else "auto"
     try:
         found = scan_shards(paths, labels=labels or "auto", jobs=jobs, progress=progress)
-    except ValueError:
-        return None
-    if [shard.file for shard in found] != listed:
-        return None
+    except ValueError as error:
+        raise _hopeless(directory, TABLE_NAME, str(error)) from error
+    changed = [path for path, shard, stated in zip(paths, found, listed, strict=True) if shard.file != stated]
+    if changed:
+        raise _hopeless(directory, TABLE_NAME, f"{changed[0]} is not the tar that {INDEX_NAME} lists")
     classes = document.get("classes")
     ShardIndex(
         directory=directory,
@@ -100,14 +104,17 @@ def _rebuild_table(directory: Path, jobs: int, progress: Callable[[int], None] |
     return f"{directory / TABLE_NAME}: made again from the tars, whose checksums are as {INDEX_NAME} states"
 
 
-def _rebuild_index(directory: Path, jobs: int, progress: Callable[[int], None] | None) -> str | None:
-    """Both files from the tars alone, if index.json is lost or unreadable."""
+def _rebuild_index(directory: Path, jobs: int, progress: Callable[[int], None] | None) -> str:
+    """Both files from the tars alone."""
     try:
-        read_document(directory)
-    except DamageError as lost:
-        try:
-            build_index(directory, jobs=jobs, overwrite=True, progress=progress)
-        except ValueError as error:
-            raise DamageError(f"{directory}: the index is lost, and another cannot be made: {error}") from lost
-        return f"{directory / INDEX_NAME}: made again from the tars; source and options of the lost one are not known any more"
-    return None
+        build_index(directory, jobs=jobs, overwrite=True, progress=progress)
+    except ValueError as error:
+        raise _hopeless(directory, INDEX_NAME, str(error)) from error
+    return f"{directory / INDEX_NAME}: made again from the tars; source and options of the lost one are not known any more"
+
+
+def _hopeless(directory: Path, name: str, cause: str) -> DamageError:
+    return DamageError(
+        f"{directory / name}: lost or damaged, and it cannot be made again from the tars: {cause.rstrip('.')}",
+        "Copy the set again from where it was made, or shard the source again into another directory.",
+    )

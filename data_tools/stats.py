@@ -216,7 +216,7 @@ def open_pixels(index: ShardIndex, sample: int, *, channels: Channels = RGB) -> 
             data = file.read(where.image_bytes)
     except OSError as error:
         raise DamageError(
-            f"{path}: cannot be read ({error.strerror}). Repair the disk or the rights, or copy it again."
+            f"{path}: cannot be read ({error.strerror})", "Repair the disk or the rights, or copy the shard again."
         ) from error
     try:
         with warnings.catch_warnings():

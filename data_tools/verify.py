@@ -51,7 +51,7 @@ def verify_shards(
     try:
         index.check_table()
     except DamageError as error:
-        problems.append(str(error))
+        problems.append(error.problem)
     decode = decode and index.options.get("undecodable") != "keep"
     keys = []
     for number, found in enumerate(

@@ -50,7 +50,14 @@ ROW = np.dtype(
 
 
 class DamageError(ValueError):
-    """A set of shards that is not what it was when it was written; the message says what, and how to get it back."""
+    """A set of shards that is not what it was when it was written: the problem, and how to get it back."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem, fix)
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.fix}"
 
 
 @dataclass(frozen=True)
@@ -155,10 +162,8 @@ class ShardIndex:
         with open(self.directory / TABLE_NAME, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != stated:
-            raise DamageError(
-                f"{self.directory / TABLE_NAME}: sha256 {digest} is not what {INDEX_NAME} states; the two disagree or the file is"
-                f" damaged. {_repair(self.directory)}"
-            )
+            problem = f"sha256 {digest} is not what {INDEX_NAME} states; the two disagree or the file is damaged"
+            raise _index_damage(self.directory, f"{self.directory / TABLE_NAME}: {problem}")
         self._check_rows()
 
     def write(self, directory: str | os.PathLike[str] | None = None) -> None:
@@ -241,14 +246,13 @@ class ShardIndex:
     def _check_counts(self, *, expected: int) -> None:
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
-            raise DamageError(f"{self.directory}: {INDEX_NAME} names a shard twice. {_repair(self.directory)}")
+            raise _index_damage(self.directory, f"{self.directory}: {INDEX_NAME} names a shard twice")
         if not expected and not len(self.table):
             raise ValueError(f"{self.directory}: the index is empty, it lists no samples. Shard a source that has images.")
         if not expected == len(self.table) == int(self.starts[-1]):
-            raise DamageError(
-                f"{self.directory}: {INDEX_NAME} and {TABLE_NAME} disagree: {expected} samples stated, {int(self.starts[-1])} in"
-                f" the list of shards, {len(self.table)} rows in the table. They are of different runs. {_repair(self.directory)}"
-            )
+            found = f"{int(self.starts[-1])} in the list of shards, {len(self.table)} rows in the table"
+            problem = f"{INDEX_NAME} and {TABLE_NAME} disagree: {expected} samples stated, {found}; they are of different runs"
+            raise _index_damage(self.directory, f"{self.directory}: {problem}")
 
     def _check_rows(self) -> None:
         """Every row lies inside its shard, and every label has a class name."""
@@ -260,10 +264,9 @@ class ShardIndex:
         bad |= (table["label"] < NO_LABEL) | (table["label"] >= num_classes)
         if bad.any():
             row = int(bad.argmax())
-            raise DamageError(
-                f"{self.directory / TABLE_NAME}: row {row} ({self.table[row].item()}) does not fit its shard"
-                f" {self.shards[self.locate(row).shard].name} or the class names. {_repair(self.directory)}"
-            )
+            shard = self.shards[self.locate(row).shard].name
+            problem = f"row {row} ({self.table[row].item()}) does not fit its shard {shard} or the class names"
+            raise _index_damage(self.directory, f"{self.directory / TABLE_NAME}: {problem}")
 
     def _check_files(self) -> None:
         for shard in self.shards:
@@ -272,8 +275,8 @@ class ShardIndex:
             if size != shard.bytes:
                 found = "it is missing" if size is None else f"it has {size:,} bytes"
                 raise DamageError(
-                    f"{path}: the index expects this shard with {shard.bytes:,} bytes, but {found}."
-                    " Copy it again from where the set was made, or shard the source again."
+                    f"{path}: the index expects this shard with {shard.bytes:,} bytes, but {found}",
+                    "Copy it again from where the set was made, or shard the source again.",
                 )
 
 
@@ -340,22 +343,21 @@ def read_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamageError(f"{file}: not valid JSON ({error}). {_repair(path)}") from error
+        raise _index_damage(path, f"{file}: not valid JSON ({error})") from error
     _check_content(path, document)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         got = document.get("format") if isinstance(document, dict) else type(document).__name__
-        kind = DamageError if any(path.glob("*.tar")) else ValueError
-        raise kind(
-            f"{file}: expected the format {FORMAT!r}, got {got!r}. Give a directory that `python -m data_tools shard` wrote; if"
-            f" this one has tars, `python -m data_tools verify {path} --repair` makes their index."
-        )
+        problem = f"{file}: expected the format {FORMAT!r}, got {got!r}"
+        if any(path.glob("*.tar")):
+            raise _index_damage(path, problem)
+        raise ValueError(f"{problem}. Give a directory that `python -m data_tools shard` wrote.")
     if document.get("version") != VERSION:
         raise ValueError(
             f"{file}: version {document.get('version')!r} of the format, this program reads {VERSION}. Update the program."
         )
     missing = [key for key in _REQUIRED if key not in document]
     if missing:
-        raise DamageError(f"{file}: the keys {missing} are missing. {_repair(path)}")
+        raise _index_damage(path, f"{file}: the keys {missing} are missing")
     return document
 
 
@@ -364,7 +366,7 @@ def _no_index(path: Path) -> ValueError:
     if (path / NOTES).is_dir():
         return ValueError(f"{problem}, sharding was interrupted. Run the same `python -m data_tools shard` command again.")
     if (path / TABLE_NAME).is_file() or any(path.glob("*.tar")):
-        return DamageError(f"{problem}, though there are tars or an {TABLE_NAME}. {_repair(path)}")
+        return _index_damage(path, f"{problem}, though there are tars or an {TABLE_NAME}")
     return ValueError(f"{problem} and no tars. Give the directory that `python -m data_tools shard` wrote.")
 
 
@@ -376,7 +378,7 @@ def _check_content(path: Path, document: Any) -> None:
         return
     digest, stated = _content_sha256(document), document.get("sha256")
     if digest != stated:
-        raise DamageError(f"{path / INDEX_NAME}: states the sha256 {stated} of its content, which has {digest}. {_repair(path)}")
+        raise _index_damage(path, f"{path / INDEX_NAME}: states the sha256 {stated} of its content, which has {digest}")
 
 
 def _content_sha256(document: dict[str, Any]) -> str:
@@ -385,34 +387,33 @@ def _content_sha256(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _repair(path: Path) -> str:
+def _index_damage(path: Path, problem: str) -> DamageError:
     again = f"Make the index again from the tars with `python -m data_tools verify {path} --repair`"
-    return f"{again}, or copy it again from where the set was made."
+    return DamageError(problem, f"{again}, or copy it again from where the set was made.")
 
 
 def _parse_shard(path: Path, entry: Any) -> ShardFile:
     try:
         shard = ShardFile(str(entry["name"]), int(entry["samples"]), int(entry["bytes"]), str(entry["sha256"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise DamageError(f"{path / INDEX_NAME}: {entry!r} does not describe a shard ({error!r}). {_repair(path)}") from error
+        raise _index_damage(path, f"{path / INDEX_NAME}: {entry!r} does not describe a shard ({error!r})") from error
     if Path(shard.name).name != shard.name or shard.samples < 1:
-        raise DamageError(
-            f"{path / INDEX_NAME}: a shard needs a plain file name and at least one sample, got {entry!r}. {_repair(path)}"
-        )
+        problem = f"a shard needs a plain file name and at least one sample, got {entry!r}"
+        raise _index_damage(path, f"{path / INDEX_NAME}: {problem}")
     return shard
 
 
 def _open_table(path: Path, document: dict[str, Any]) -> np.ndarray:
     file = path / TABLE_NAME
     if not file.is_file():
-        raise DamageError(f"{file}: missing, though {INDEX_NAME} is there. {_repair(path)}")
+        raise _index_damage(path, f"{file}: missing, though {INDEX_NAME} is there")
     if not document["samples"]:
         raise ValueError(f"{path}: the index is empty, it lists no samples. Shard a source that has images.")
     try:
         table = np.load(file, mmap_mode="r", allow_pickle=False)
     except _TABLE_ERRORS as error:
-        raise DamageError(f"{file}: not a numpy table ({error}). {_repair(path)}") from error
+        raise _index_damage(path, f"{file}: not a numpy table ({error})") from error
     if table.dtype != ROW or table.ndim != 1:
         found = f"{table.dtype} with shape {table.shape}"
-        raise DamageError(f"{file}: expected one-dimensional rows of {ROW}, got {found}. {_repair(path)}")
+        raise _index_damage(path, f"{file}: expected one-dimensional rows of {ROW}, got {found}")
     return table

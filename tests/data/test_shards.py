@@ -155,6 +155,7 @@ class TestErrors:
             with pytest.raises(DamageError, match=r"index\.json: .*--repair"):
                 read_document(index.directory)
 
+    @pytest.mark.filterwarnings("ignore:Data type alias:DeprecationWarning")
     def test_one_changed_bit_in_the_header_of_the_table(self, make_shards):
         index = make_shards(3)
         path = index.directory / TABLE_NAME

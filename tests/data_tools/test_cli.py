@@ -73,8 +73,9 @@ def test_what_cannot_be_repaired_is_damage_too(tmp_path: Path) -> None:
     (tmp_path / "set" / "shard-000000.tar").write_bytes(b"no tar" * 200)
     result = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "set"), "--jobs", "1", "--repair"])
     assert result.exit_code == 1
-    assert "the index is lost, and another cannot be made" in result.output
-    assert "shard-000000.tar" in result.output
+    assert "index.json: lost or damaged, and it cannot be made again from the tars" in result.output
+    assert "shard-000000.tar: has no tar header" in result.output
+    assert "Copy the set again" in result.output
 
 
 @pytest.mark.parametrize(

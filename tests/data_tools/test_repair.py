@@ -11,7 +11,7 @@ from data_tools.repair import repair_set
 from data_tools.sharding import write_shards
 from data_tools.sources.folder import list_folder
 from data_tools.verify import load_index, verify_shards
-from simmim_scale.data.shards import ShardIndex
+from simmim_scale.data.shards import DamageError, ShardIndex
 from tests.data_tools.layouts import contents, fill, picture
 
 
@@ -86,7 +86,9 @@ def test_a_damaged_sample_is_left_alone_and_told(shards: Path) -> None:
     assert path.read_bytes() == data
     assert any("expected sha256" in problem for problem in verify_shards(load_index(shards)))
     (shards / "index.npy").unlink()
-    assert repair_set(shards) == []  # a table of damaged tars would hide the damage
+    with pytest.raises(DamageError, match=r"shard-000001\.tar is not the tar that index\.json lists"):
+        repair_set(shards)  # a table of damaged tars would hide the damage
+    assert not (shards / "index.npy").exists()
 
 
 def test_a_removed_shard_is_a_gap(shards: Path) -> None:
