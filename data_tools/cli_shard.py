@@ -89,6 +89,8 @@ def _shard(source: Source, destination: Path, common: _Common) -> None:
     names = {field.name for field in fields(ShardOptions)} - {"bytes_per_shard"}
     values = {name: getattr(common, name) for name in names}
     options = ShardOptions(**values, bytes_per_shard=parse_bytes("--bytes-per-shard", common.bytes_per_shard))
+    for note in source.notes:
+        say(f"[yellow]{escape(note)}[/]")
     jobs = common.jobs or (None if common.engine == "ray" else available_cores())
     with progress_bar("sharding", len(source.samples)) as advance:
         if common.repair:

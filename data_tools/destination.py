@@ -56,11 +56,26 @@ def check_same_set(destination: Path, facts: dict[str, Any]) -> None:
     found = {"kind": index.kind, "source": index.source, "options": index.options}
     differing = [name for name, value in facts.items() if found[name] != value]
     if differing:
-        got = json.dumps({name: found[name] for name in differing})
-        raise ValueError(
-            f"{destination}: holds shards whose {' and '.join(differing)} differ, {got}. Choose another directory or"
-            " add --overwrite."
-        )
+        what = "; ".join(f"{name} differ: {_difference(found[name], facts[name])}" for name in differing)
+        raise ValueError(f"{destination}: holds shards whose {what}. Choose another directory or add --overwrite.")
+
+
+def _difference(found: Any, asked: Any) -> str:
+    """What differs in a part of the facts: "seed 3 there, 0 asked for; ..."."""
+    if not (isinstance(found, dict) and isinstance(asked, dict)):
+        return f"{json.dumps(found)} there, {json.dumps(asked)} asked for"
+    names = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
+    return "; ".join(f"{key} {json.dumps(found.get(key))} there, {json.dumps(asked.get(key))} asked for" for key in names)
+
+
+def check_outside(destination: Path, folders: tuple[Path, ...]) -> None:
+    """Raises ValueError if the destination lies in a folder of the source, which would then hold the shards as well."""
+    for folder in folders:
+        if destination.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{destination}: lies in {folder}, the source of the images, which would not be the same any more. Choose a"
+                " directory outside it for the shards."
+            )
 
 
 def check_space(destination: Path, needed: int) -> None:

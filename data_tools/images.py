@@ -6,6 +6,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
@@ -28,6 +29,7 @@ _SIGNATURES = (
     (b"P6", "ppm"),
     (b"\x93NUMPY", "npy"),
 )
+_PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
 CHECKS = ("structure", "full", "header")
 
 # What Pillow's readers raise on damaged bytes, as found by feeding them some (tests/data_tools/test_images.py).
@@ -105,6 +107,26 @@ def check_image(data: bytes, check: str = "full") -> ImageFacts:
     except DECODER_ERRORS as error:
         raise ImageError(cause_of(error)) from error
     return ImageFacts(extension, width, height)
+
+
+def check_map(data: bytes, largest: int, check: str) -> None:
+    """Whether a PNG that decodes is a map of classes: grey, 8 bits, values from 0 to `largest` (not looked at for "header").
+
+    Raises:
+        ImageError: What it is instead.
+    """
+    bits, colour = data[24], data[25]  # of IHDR (PNG, third edition, 11.2.1)
+    if (bits, colour) != (8, 0):
+        raise ImageError(f"has {_PNG_COLOURS.get(colour, '?')} pixels of {bits} bits, expected grey of 8 bits")
+    if check == "header":
+        return
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            found = int(np.asarray(image).max())
+    except DECODER_ERRORS as error:
+        raise ImageError(cause_of(error)) from error
+    if found > largest:
+        raise ImageError(f"has the value {found}, expected 0 to {largest}")
 
 
 def cause_of(error: Exception) -> str:

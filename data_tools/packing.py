@@ -10,7 +10,7 @@ import numpy as np
 from data_tools.arrays import is_array
 from data_tools.contents import PieceReader
 from data_tools.download import UnreachableError
-from data_tools.images import ImageError, ImageFacts, check_image, sniff
+from data_tools.images import ImageError, ImageFacts, check_image, check_map, sniff
 from data_tools.plan import ShardJob
 from data_tools.reencode import reencode, resize_map
 from data_tools.sources import SourceSample
@@ -138,7 +138,7 @@ def _pack(sample: SourceSample, reader: PieceReader, job: ShardJob) -> _Packed:
     facts = check_image(image, job.options.check)
     members = {name: reader.read(piece) for name, piece in sample.companions}
     for name, content in members.items():
-        _check_map(content, name, facts, job.options.check)
+        _check_map(content, name, facts, job)
     about: dict[str, Any] = {}
     reencoding = job.options.reencoding
     # Arrays of any number of bands stay as they are: no JPEG holds them.
@@ -202,13 +202,19 @@ def _caption(document: dict[str, Any], sample: SourceSample) -> str:
     return text
 
 
-def _check_map(content: bytes, name: str, image: ImageFacts, check: str) -> None:
-    """A map of classes must decode and have the size of its image."""
+def _check_map(content: bytes, name: str, image: ImageFacts, job: ShardJob) -> None:
+    """A map of classes must decode, have the size of its image, and only values that are classes."""
     if not name.endswith(".png"):
         return
     try:
-        facts = check_image(content, check)
+        facts = check_image(content, job.options.check)
     except ImageError as error:
         raise ImageError(f"its map {name}: {error}") from error
+    if facts.extension != "png":
+        raise ImageError(f"its map {name} is a {facts.extension}, expected a PNG")
     if (facts.width, facts.height) != (image.width, image.height):
         raise ImageError(f"its map {name} has {facts.width}x{facts.height} pixels, the image {image.width}x{image.height}")
+    try:
+        check_map(content, job.largest_map_value, job.options.check)
+    except ImageError as error:
+        raise ImageError(f"its map {name} {error}") from error

@@ -119,6 +119,7 @@ class ShardJob:
     options: ShardOptions
     samples: tuple[SourceSample, ...]
     classes: tuple[str, ...] | None
+    largest_map_value: int = 255
     again: bool = False  # made anew although the set has its index: a repair
 
     @property
@@ -157,7 +158,16 @@ class ShardPlan:
     def jobs(self, destination: Path, shards: list[int], *, again: bool = False) -> Iterator[ShardJob]:
         """The jobs that write these shards."""
         for number in shards:
-            yield ShardJob(destination, number, self.digest, self.options, self.samples(number), self.source.classes, again)
+            yield ShardJob(
+                destination,
+                number,
+                self.digest,
+                self.options,
+                self.samples(number),
+                self.source.classes,
+                self.source.largest_map_value,
+                again,
+            )
 
     def estimate(self, shards: list[int]) -> int:
         """Bytes that these shards need at most, if images keep their bytes; unknown sizes count as nothing."""

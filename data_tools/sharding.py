@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.checksums import hash_file
-from data_tools.destination import REPORT_NAME, State, check_same_set, check_space, prepare, remove_leftovers
+from data_tools.destination import REPORT_NAME, State, check_outside, check_same_set, check_space, prepare, remove_leftovers
 from data_tools.jobs import run_jobs
 from data_tools.locks import open_locked
 from data_tools.packing import Finished, LeftOut, pack_shard, read_note
@@ -32,6 +32,7 @@ from simmim_scale.data.shards import INDEX_NAME, NOTES, ShardFile, ShardIndex, a
 CREATED_WITH = f"simmim-scale {__version__}"
 ENGINES = ("local", "ray")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 Progress = Callable[[int], None]
 
@@ -71,13 +72,15 @@ def write_shards(
         progress: Called with numbers of samples that were seen to.
 
     Raises:
-        ValueError: The destination holds something else, the disk is full, or no image of the source can be used.
+        ValueError: The destination lies in the source, holds something else or cannot be written, the disk is full, or no
+            image of the source can be used.
     """
     if overwrite and task.count > 1:
         raise ValueError("--overwrite: tasks would remove each other's shards. Remove the directory, then start the tasks.")
+    check_outside(destination, source.folders)
     facts = _facts(source, options)
     plan = make_plan(source, options, _digest(facts))
-    with _full_disk_explained(destination):
+    with _refusals_explained(destination):
         if prepare(destination, facts, plan.digest, overwrite=overwrite) is State.COMPLETE:
             return _already_there(destination, source)
         mine = [number for number in range(plan.num_shards) if task.has(number)]
@@ -104,7 +107,7 @@ def repair_shards(
     checks = run_jobs(functools.partial(_is_damaged, destination), index.shards, jobs)
     damaged = [shard for shard, bad in zip(index.shards, checks, strict=True) if bad]
     (destination / NOTES).mkdir(exist_ok=True)
-    with _full_disk_explained(destination):
+    with _refusals_explained(destination):
         for shard in damaged:  # a stale note must not stand for it
             (destination / NOTES / f"{shard.name}.json").unlink(missing_ok=True)
         numbers = [number for number in range(plan.num_shards) if shard_name(number) in {shard.name for shard in damaged}]
@@ -235,10 +238,14 @@ def _only_one(destination: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _full_disk_explained(destination: Path) -> Iterator[None]:
+def _refusals_explained(destination: Path) -> Iterator[None]:
+    """What the system does not let us write: a message instead of its number."""
     try:
         yield
     except OSError as error:
+        if error.errno in _NO_WRITING:
+            fix = "Give a directory that you may make and write to, or change its permissions"
+            raise ValueError(f"{destination}: cannot be written ({error.strerror}). {fix}.") from error
         if error.errno not in _FULL:
             raise
         raise ValueError(

@@ -58,7 +58,7 @@ def scan_tar(path: Path | str, *, start: int = 0, end: int | None = None) -> Ite
     """Yield the members of the tar in bytes [start, end) of a file, in their order.
 
     Raises:
-        ArchiveError: No tar, compressed, damaged or cut off.
+        ArchiveError: No tar, compressed, damaged or cut off; an end that is missing is found after the last member.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -73,11 +73,12 @@ def scan_tar(path: Path | str, *, start: int = 0, end: int | None = None) -> Ite
 
 
 def _scan(handle: int, path: str, start: int, end: int) -> Iterator[TarMember]:
-    at, extended = start, _Extended()
-    while at < end:
+    at, extended, closed = start, _Extended(), False
+    while at < end and not closed:
         block = os.pread(handle, BLOCK, at)
         if not block.strip(b"\0") and len(block) == BLOCK:
-            break
+            closed = True
+            continue
         member = _parse(block, path, at, start, end, extended)
         flag = block[156:157]
         if flag in b"LKxg":
@@ -90,6 +91,12 @@ def _scan(handle: int, path: str, start: int, end: int) -> Iterator[TarMember]:
         raise ArchiveError(f"{path}: holds no tar, or one without members{_within(start)}. Give a tar archive with images.")
     if extended.header is not None:
         raise _cut_off(path, at)
+    if not closed:
+        close = f" If nothing is missing, close it: head -c 1024 /dev/zero >> {path}" if start == 0 else ""
+        raise ArchiveError(
+            f"{path}: the archive is cut off: it ends at byte {at:,} without the empty block that closes a tar, so that members"
+            f" may be missing. Compare its checksum, download it again.{close}"
+        )
 
 
 def _parse(block: bytes, path: str, at: int, start: int, end: int, extended: _Extended) -> TarMember:

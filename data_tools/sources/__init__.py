@@ -58,13 +58,23 @@ class SourceSample:
 
 @dataclass(frozen=True)
 class Source:
-    """Samples in a fixed order, that of their names. `ignored` counts files that were not looked at."""
+    """Samples in a fixed order, that of their names.
+
+    Args:
+        ignored: Number of files that were not looked at.
+        notes: What a person should know about it, a sentence each.
+        folders: Directories whose files were listed: shards in them would be files of the source.
+        largest_map_value: Of companions that are maps of classes (PNG).
+    """
 
     kind: str
     samples: tuple[SourceSample, ...]
     classes: tuple[str, ...] | None
     options: dict[str, Any]
     ignored: int = 0
+    notes: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
+    largest_map_value: int = 255
 
     def describe(self) -> dict[str, Any]:
         """What the index says about the source: equal for equal files, wherever they lie."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.sources import Piece, Source, SourceSample, check_keys, key_of
+from data_tools.sources import MOST_LISTED, Piece, Source, SourceSample, check_keys, key_of
 from data_tools.synth.dataset import read_description
 from simmim_scale.data.shards import INDEX_NAME, NO_LABEL
 
@@ -46,7 +46,20 @@ def list_folder(directory: Path, *, labels: str = "auto") -> Source:
     samples = [folder_sample(root, name, files[name], numbers[name.split("/")[0]] if classes else NO_LABEL) for name in names]
     check_keys(samples)
     names_of_classes = None if classes is None else tuple(printable(name) for name in classes)
-    return Source("folder", tuple(samples), names_of_classes, {"labels": "none" if classes is None else "folder"}, ignored)
+    notes = () if classes is None else _empty_folders(root, classes)
+    options = {"labels": "none" if classes is None else "folder"}
+    return Source("folder", tuple(samples), names_of_classes, options, ignored, notes, (directory,))
+
+
+def _empty_folders(root: Path, classes: list[str]) -> tuple[str, ...]:
+    """A sentence about the top folders without an image, if there are any."""
+    folders = (entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    empty = [printable(name) for name in sorted(set(folders) - set(classes))]
+    if not empty:
+        return ()
+    listed = ", ".join(empty[:MOST_LISTED]) + (f" and {len(empty) - MOST_LISTED:,} more" if len(empty) > MOST_LISTED else "")
+    what = "folder holds no image and is no class" if len(empty) == 1 else "folders hold no image and are no classes"
+    return (f"{root}: {len(empty):,} {what}: {listed}",)
 
 
 def folder_sample(root: Path, name: str, size: int, label: int) -> SourceSample:
@@ -66,14 +79,18 @@ def split_by_name(root: Path) -> tuple[dict[str, int], int]:
 
 
 def _size(entry: Any) -> int:
-    try:
-        status = entry.stat()
-    except OSError as error:
-        fix = "Repair or remove the link, or its permissions."
-        raise ValueError(f"{entry.path}: cannot be looked at ({error.strerror}). {fix}") from error
+    status = _status(entry)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{entry.path}: is no file that can be read to an end (a pipe or device). Remove it.")
     return status.st_size
+
+
+def _status(entry: Any) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        fix = "Repair or remove the link, or its permissions."
+        raise ValueError(f"{entry.path}: cannot be looked at ({error.strerror}). {fix}") from error
 
 
 def _walk(root: Path) -> Iterator[tuple[str, Any]]:
@@ -92,7 +109,7 @@ def _walk(root: Path) -> Iterator[tuple[str, Any]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if stat.S_ISDIR(_status(entry).st_mode):  # a link that leads nowhere may have been a folder
                 pending.append((f"{prefix}{entry.name}/", entry.path))
             else:
                 yield prefix + entry.name, entry

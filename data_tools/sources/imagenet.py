@@ -14,6 +14,7 @@ from data_tools.sources.folder import EXTENSIONS, folder_sample, split_by_name
 from data_tools.tarscan import ArchiveError, Kind, TarMember, scan_tar
 
 SPLITS = ("train", "val")
+NUM_CLASSES = 1000
 _WNID = re.compile(r"n\d{8}")
 _VAL_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 _DEVKITS = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12.tar", "ILSVRC2012_devkit_t12")
@@ -34,7 +35,8 @@ def list_imagenet(source: Path, *, split: str = "train", devkit: Path | None = N
     if split not in SPLITS:
         raise ValueError(f"--split: one of {', '.join(SPLITS)}, got {split!r}.")
     place = _locate(source, split)
-    samples, ignored = _list_tars(place) if split == "train" and _holds_tars(place) else _list_images(place)
+    from_tars = split == "train" and _holds_tars(place)
+    samples, ignored = _list_tars(place) if from_tars else _list_images(place)
     if not samples:
         raise ValueError(f"{place}: no images of ImageNet. Give the official archive or the directory with the class folders.")
     wnids = sorted({name.split("/")[0] for name in (sample.name for sample in samples) if "/" in name})
@@ -46,7 +48,16 @@ def list_imagenet(source: Path, *, split: str = "train", devkit: Path | None = N
     labelled = [SourceSample(s.image, s.key, s.name, numbers[s.name.split("/")[0]]) for s in samples]
     labelled.sort(key=lambda sample: sample.name)
     check_keys(labelled)
-    return Source("imagenet", tuple(labelled), tuple(wnids), {"split": split}, ignored)
+    notes = (f"{place}: holds {len(wnids):,} class tars, ILSVRC2012 has {NUM_CLASSES:,}",)
+    return Source(
+        "imagenet",
+        tuple(labelled),
+        tuple(wnids),
+        {"split": split},
+        ignored,
+        notes if from_tars and len(wnids) != NUM_CLASSES else (),
+        (place,) if place.is_dir() else (),
+    )
 
 
 def _locate(source: Path, split: str) -> Path:

@@ -42,6 +42,13 @@ def tar_bytes(files: dict[str, bytes], kind: int = tarfile.GNU_FORMAT) -> bytes:
     return buffer.getvalue()
 
 
+def cut_after_members(tar: bytes) -> bytes:
+    """A tar without the empty blocks at its end, as a copy that stopped between two members leaves it."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as file:
+        file.getmembers()
+        return tar[: file.offset]
+
+
 def imagenet_train() -> dict[str, bytes]:
     """CLASS/FILE -> image; with the PNG and a CMYK file that the original has under names of JPEGs."""
     files = {f"{wnid}/{wnid}_{i}.JPEG": picture(10 * c + i) for c, wnid in enumerate(WNIDS) for i in (3, 18, 107)}

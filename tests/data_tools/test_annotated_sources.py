@@ -183,6 +183,49 @@ def test_ade20k_maps_follow_a_smaller_image_without_new_values(tmp_path: Path) -
         assert set(values.ravel()) <= set(whole.ravel())
 
 
+def grey_png(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (grey_png(np.full((16, 20), 151, np.uint8)), "its map seg.png has the value 151, expected 0 to 150"),
+        (grey_png(np.ones((16, 20), np.uint16)), "its map seg.png has grey pixels of 16 bits, expected grey of 8 bits"),
+        (picture(0, "PNG"), "its map seg.png has RGB pixels of 8 bits, expected grey of 8 bits"),
+        (picture(0, "PNG", mode="P"), "its map seg.png has palette pixels of 8 bits, expected grey of 8 bits"),
+        (picture(0, "PNG", mode="1"), "its map seg.png has grey pixels of 1 bits, expected grey of 8 bits"),
+        (picture(0, "JPEG", mode="L"), "its map seg.png is a jpg, expected a PNG"),
+    ],
+    ids=["value", "16 bits", "rgb", "palette", "1 bit", "jpg"],
+)
+def test_ade20k_maps_of_another_form_are_listed(tmp_path: Path, content: bytes, cause: str) -> None:
+    root = write_ade20k(tmp_path)
+    (root / "annotations/training/ADE_train_00000001.png").write_bytes(content)
+    result = write_shards(list_ade20k(root), tmp_path / "out", ShardOptions())
+    assert [(item.name, cause in item.cause) for item in result.left_out] == [("ADE_train_00000001.jpg", True)]
+    with pytest.raises(ValueError, match="ADE_train_00000001"):
+        write_shards(list_ade20k(root), tmp_path / "refused", ShardOptions(undecodable="error"))
+
+
+def test_ade20k_without_names_of_classes_or_scenes_says_so(tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path)
+    assert list_ade20k(root).notes == ()
+    (root / "sceneCategories.txt").write_text("ADE_train_00000001 attic\nADE_val_00000001 attic\n")
+    (note,) = list_ade20k(root).notes
+    assert "sceneCategories.txt: names no scene for 1 of 2 images, such as ADE_train_00000002" in note
+    (root / "sceneCategories.txt").write_bytes(b"\xff garbage of many words")
+    assert "no scene for 2 of 2 images" in list_ade20k(root).notes[0]
+    (root / "sceneCategories.txt").unlink()
+    (root / "objectInfo150.txt").unlink()
+    classes, scenes = list_ade20k(root).notes
+    assert "objectInfo150.txt: is not there" in classes
+    assert "sceneCategories.txt: is not there" in scenes
+    assert list_ade20k(root).classes is None
+
+
 def test_ade20k_images_and_maps_must_belong_together(tmp_path: Path) -> None:
     root = write_ade20k(tmp_path)
     wrong = root / "annotations/training/ADE_train_00000001.png"

@@ -81,6 +81,12 @@ def test_tasks_repair_and_index_on_the_command_line(sources: Path, tmp_path: Pat
     assert "6 samples, 2 classes, in 3 tars" in invoke("index", out, "--jobs", 1)
 
 
+def test_what_a_source_lacks_is_said(tmp_path: Path) -> None:
+    fill(tmp_path / "pics", {"a/1.jpg": picture(1), "[b]/notes.txt": b"x"})
+    said = invoke("shard", "folder", tmp_path / "pics", tmp_path / "out", "--jobs", 1)
+    assert "pics: 1 folder holds no image and is no class: [b]\n" in said
+
+
 @pytest.mark.parametrize(("text", "count"), [("200MB", 200_000_000), ("1GiB", 2**30), ("512", 512), ("1.5k", 1500), (None, None)])
 def test_bytes_with_units(text: str | None, count: int | None) -> None:
     assert parse_bytes("--bytes-per-shard", text) == count

@@ -112,6 +112,23 @@ def test_keys_that_leave_the_directory_or_split_are_refused(key: str) -> None:
         check_keys([SourceSample(Piece("x", 1), key, "x")])
 
 
+def test_class_folders_without_an_image_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "b/notes.txt", "c/d/2.jpg", ".hidden/x")
+    (tmp_path / "e").mkdir()
+    assert list_folder(tmp_path).classes == ("a", "c")
+    (note,) = list_folder(tmp_path).notes
+    assert note == f"{tmp_path}: 2 folders hold no image and are no classes: b, e"
+    assert list_folder(tmp_path, labels="none").notes == ()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "b"])
+def test_a_link_to_a_class_folder_that_leads_nowhere_is_a_clear_error(tmp_path: Path, target: str) -> None:
+    touch(tmp_path, "a/1.jpg")
+    (tmp_path / "b").symlink_to(tmp_path / target)
+    with pytest.raises(ValueError, match=r"/b: cannot be looked at .*Repair or remove the link"):
+        list_folder(tmp_path)
+
+
 def test_dangling_links_and_pipes_are_clear_errors(tmp_path: Path) -> None:
     touch(tmp_path / "links", "1.jpg")
     (tmp_path / "links" / "2.jpg").symlink_to(tmp_path / "gone.jpg")

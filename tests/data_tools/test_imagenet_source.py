@@ -11,7 +11,18 @@ from data_tools.sharding import write_shards
 from data_tools.sources.devkit import read_devkit
 from data_tools.sources.imagenet import list_imagenet
 from simmim_scale.data.shards import ShardIndex
-from tests.data_tools.layouts import SYNSETS, TRUTH, WNIDS, contents, fill, imagenet_train, picture, tar_bytes, write_imagenet
+from tests.data_tools.layouts import (
+    SYNSETS,
+    TRUTH,
+    WNIDS,
+    contents,
+    cut_after_members,
+    fill,
+    imagenet_train,
+    picture,
+    tar_bytes,
+    write_imagenet,
+)
 
 OPTIONS = ShardOptions(4, seed=1)
 
@@ -87,11 +98,26 @@ def test_a_devkit_that_does_not_fit_is_refused(official: Path) -> None:
         list_imagenet(official, split="val")
 
 
+def test_another_number_of_class_tars_is_told(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (note,) = list_imagenet(official).notes
+    assert "holds 3 class tars, ILSVRC2012 has 1,000" in note
+    monkeypatch.setattr("data_tools.sources.imagenet.NUM_CLASSES", 3)
+    assert list_imagenet(official).notes == ()
+    assert list_imagenet(official, split="val").notes == ()
+
+
 def test_archives_that_are_cut_off_are_refused(official: Path) -> None:
     train = official / "ILSVRC2012_img_train.tar"
     whole = train.read_bytes()
     train.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut off"):
+        list_imagenet(official)
+    train.write_bytes(cut_after_members(whole))
+    with pytest.raises(ValueError, match=r"cut off: it ends at byte .* without the empty block"):
+        list_imagenet(official)
+    images = {"n01440764_1.JPEG": picture(1), "n01440764_2.JPEG": picture(2)}
+    train.write_bytes(tar_bytes({"n01440764.tar": cut_after_members(tar_bytes(images))}))
+    with pytest.raises(ValueError, match=r"cut off: it ends at byte .* without the empty block"):
         list_imagenet(official)
     train.write_bytes(b"\x1f\x8b" + whole[2:])
     with pytest.raises(ValueError, match=r"compressed \(gzip\)"):

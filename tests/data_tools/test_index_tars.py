@@ -15,7 +15,7 @@ from data_tools.sharding import write_shards
 from data_tools.sources.folder import list_folder
 from data_tools.verify import load_index, verify_shards
 from simmim_scale.data.shards import NO_LABEL, ShardIndex
-from tests.data_tools.layouts import fill, picture, tar_bytes
+from tests.data_tools.layouts import cut_after_members, fill, picture, tar_bytes
 
 
 def by_webdataset(path: Path, samples: dict[str, dict[str, object]]) -> None:
@@ -101,6 +101,7 @@ ONE = {"a.jpg": picture(0)}
         ({"a.tar": tar_bytes({"a.jpg": b"x", "a.cls": b"dog"})}, "the sample 'a' .* is 'dog', expected a whole number"),
         ({"a.tar/b.jpg": picture(0)}, "a.tar: is a directory, expected a tar"),
         ({"a.tar": tar_bytes(ONE)[:-9000]}, "cut off"),
+        ({"a.tar": cut_after_members(tar_bytes(ONE))}, "without the empty block.*head -c 1024 /dev/zero >>"),
         ({"a.tar": b"not a tar" * 200}, "no tar header"),
     ],
 )

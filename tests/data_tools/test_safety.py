@@ -131,6 +131,31 @@ def test_without_ray_the_package_is_named(photos: Path, tmp_path: Path, monkeypa
         write_shards(list_folder(photos), tmp_path / "set", OPTIONS, engine="dask")
 
 
+@pytest.mark.parametrize("place", ["", "out", "c0/out", "../photos/out"])
+def test_a_destination_inside_the_source_is_refused_before_anything_is_written(tmp_path: Path, place: str) -> None:
+    source = fill(tmp_path / "photos", {"c0/1.png": picture(1, "PNG")})
+    (tmp_path / "link").symlink_to(source)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"lies in .*photos, the source.*Choose a directory outside"):
+        write_shards(list_folder(source), tmp_path / "link" / place, OPTIONS)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_destination_that_cannot_be_made_or_written_is_a_clear_error(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, {"afile": b"x"})
+    with pytest.raises(ValueError, match=r"afile/x: cannot be written \(Not a directory\)\. Give a directory"):
+        write_shards(list_folder(photos), tmp_path / "afile" / "x", OPTIONS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("data_tools.destination.atomic_file", refuse)
+    with pytest.raises(ValueError, match=r"set: cannot be written \(Permission denied\)\. Give a directory"):
+        write_shards(list_folder(photos), tmp_path / "set", OPTIONS)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
@@ -255,7 +280,7 @@ def test_damaged_shards_are_made_again_from_their_source(photos: Path, whole: di
     assert repair_shards(source, out, OPTIONS) == ["shard-000003.tar", "shard-000007.tar"]
     assert contents(out) == whole
     assert repair_shards(source, out, OPTIONS) == []
-    with pytest.raises(ValueError, match="options differ"):
+    with pytest.raises(ValueError, match="options differ: samples_per_shard 6 there, 7 asked for; seed 3 there, 0 asked for"):
         repair_shards(source, out, ShardOptions(7))
 
 
