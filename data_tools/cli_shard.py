@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from data_tools.console import Jobs, parse_bytes, progress_bar, say
+from data_tools.console import Jobs, parse_bytes, progress_bar, resumable, say
 from data_tools.jobs import available_cores
 from data_tools.sources import Source
 
@@ -67,7 +67,8 @@ def _command(list_source: Callable[..., Source]) -> Callable[..., None]:
 
     def run(destination: Path, **values: Any) -> None:
         common = _Common(**{field.name: values.pop(field.name) for field in fields(_Common)})
-        _shard(list_source(**values), destination, common)
+        with resumable(destination):
+            _shard(list_source(**values), destination, common)
 
     own = list(inspect.signature(list_source).parameters.values())
     kind = inspect.Parameter.KEYWORD_ONLY

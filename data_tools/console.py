@@ -1,13 +1,16 @@
 """What the commands share: lines to a person, a bar on a terminal, numbers with units."""
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Jobs = Annotated[int | None, typer.Option(help="Processes; default: all cores. The result does not depend on it.", min=1)]
@@ -45,6 +48,24 @@ def writing(place: Path) -> Iterator[None]:
         raise ValueError(
             f"{place}: cannot be written ({error.strerror}). Free some space, check the rights, or choose another place."
         ) from error
+
+
+@contextmanager
+def resumable(destination: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what runs in here in order, with a line that says how to go on, and the exit code of the signal."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        message = f"{destination}: stopped. Finished shards are kept: run the same command again to go on."
+        Console(stderr=True, soft_wrap=True).print(escape(message), highlight=False)
+        raise typer.Exit(128 + (error.args[0] if error.args else signal.SIGINT)) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def parse_range(name: str, text: str) -> tuple[int, int]:

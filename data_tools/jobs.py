@@ -29,7 +29,7 @@ def run_jobs(function: Callable[[Item], Result], items: Iterable[Item], jobs: in
     """Yield function(item) for each item, in order, computed by `jobs` processes (1: by this one).
 
     `function` must be importable and items and results picklable. Items are taken as they are needed. The first exception ends
-    the run and is raised here; the processes end with this one, however it ends.
+    the run and is raised here; the processes end with this one, however it ends, and are ended when it is interrupted.
 
     Raises:
         OSError: A process was killed.
@@ -38,15 +38,29 @@ def run_jobs(function: Callable[[Item], Result], items: Iterable[Item], jobs: in
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_follow_parent, initargs=(os.getpid(),))
     try:
-        yield from _in_order(lambda item: pool.submit(function, item), items, _AHEAD * jobs)
+        yield from _in_order(lambda item: _submit(pool, function, item), items, _AHEAD * jobs)
     except BrokenProcessPool as error:
         raise OSError(
             f"one of {jobs} processes was killed, most likely for want of memory. Try again with fewer --jobs."
         ) from error
+    except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what they are at
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> "Future[Result]":
+    """Hand out an item. This may start a process, which would die of Ctrl-C before `_follow_parent` is called."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(function, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _in_order(submit: Callable[[Item], "Future[Result]"], items: Iterable[Item], ahead: int) -> Iterator[Result]:

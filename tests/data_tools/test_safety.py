@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -73,6 +74,38 @@ def test_ten_kills_at_random_moments_leave_the_same_bytes(photos: Path, whole: d
         assert not (out / "index.json").exists()
     assert subprocess.run([sys.executable, "-m", "data_tools", *arguments], check=False).returncode == 0
     assert contents(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("number", "jobs", "group"),
+    [(signal.SIGTERM, 1, False), (signal.SIGTERM, 2, False), (signal.SIGTERM, 2, True), (signal.SIGINT, 2, True)],
+    ids=["terminated", "with workers", "with all its group", "ctrl-c"],
+)
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path: Path, number: int, jobs: int, group: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers: the run waits for it
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        rows = ["path,url", "1.jpg,", *(f",{url}/{i}.jpg" for i in range(3))]
+        fill(tmp_path, {"1.jpg": picture(1), "list.csv": "\n".join(rows).encode()})
+        out = tmp_path / "out"
+        arguments = ["shard", "list", str(tmp_path / "list.csv"), str(out), "--samples-per-shard", "1", "--no-shuffle"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "data_tools", *arguments, "--jobs", str(jobs)],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while not (out / "shard-000000.tar").exists():
+                assert process.poll() is None
+                time.sleep(0.02)
+            (os.killpg if group else os.kill)(process.pid, number)
+            said, complained = process.communicate(timeout=25)  # a URL has 30 seconds to answer
+        finally:
+            process.kill()
+    assert (said, complained) == ("", f"{out}: stopped. Finished shards are kept: run the same command again to go on.\n")
+    assert process.returncode == 128 + number
+    assert (out / "shard-000000.tar").exists()
 
 
 @pytest.mark.parametrize("jobs", [2, 4])
