@@ -56,7 +56,8 @@ def check_same_set(destination: Path, facts: dict[str, Any]) -> None:
     found = {"kind": index.kind, "source": index.source, "options": index.options}
     differing = [name for name, value in facts.items() if found[name] != value]
     if differing:
-        what = "; ".join(f"{name} differ: {_difference(found[name], facts[name])}" for name in differing)
+        verbs = {name: "differ" if name == "options" else "differs" for name in differing}
+        what = "; ".join(f"{name} {verb}: {_difference(found[name], facts[name])}" for name, verb in verbs.items())
         raise ValueError(f"{destination}: holds shards whose {what}. Choose another directory or add --overwrite.")
 
 

@@ -32,7 +32,16 @@ from simmim_scale.data.shards import INDEX_NAME, NOTES, ShardFile, ShardIndex, a
 CREATED_WITH = f"simmim-scale {__version__}"
 ENGINES = ("local", "ray")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_NO_WRITING = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENOENT,  # under a link that leads nowhere
+    errno.EEXIST,  # such a link itself
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 
 Progress = Callable[[int], None]
 

@@ -180,6 +180,10 @@ def test_a_destination_that_cannot_be_made_or_written_is_a_clear_error(
     fill(tmp_path, {"afile": b"x"})
     with pytest.raises(ValueError, match=r"afile/x: cannot be written \(Not a directory\)\. Give a directory"):
         write_shards(list_folder(photos), tmp_path / "afile" / "x", OPTIONS)
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place in ("link", "link/x", "x" * 300):
+        with pytest.raises(ValueError, match=r"cannot be written \(.*\)\. Give a directory"):
+            write_shards(list_folder(photos), tmp_path / place, OPTIONS)
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
