@@ -74,3 +74,21 @@ def _tiff_shape(data: bytes) -> tuple[int, ...]:
         if ends and max(ends) > len(data):
             raise ValueError(f"TIFF of {len(data)} bytes, but its pixels go on to byte {max(ends)}")
     return height, width
+
+
+def check_pages(data: bytes) -> None:
+    """Follows a TIFF from directory to directory: readers take a file that was cut between pages for one with fewer.
+
+    Raises:
+        ValueError: A directory is not all there.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    at, seen = struct.unpack_from(order + "I", data, 4)[0], set[int]()
+    while at and at not in seen:
+        seen.add(at)
+        end = at + 2
+        if end <= len(data):
+            end += 12 * struct.unpack_from(order + "H", data, at)[0]
+        if end > len(data):
+            raise ValueError(f"TIFF of {len(data)} bytes, but the directory of its page {len(seen)} goes on to byte {end}")
+        at = struct.unpack_from(order + "I", data, end)[0] if end + 4 <= len(data) else 0

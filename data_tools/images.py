@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from data_tools.arrays import array_shape, is_array
+from data_tools.arrays import array_shape, check_pages, is_array
 from simmim_scale.data.bands import read_tiff
 from simmim_scale.data.jpeg import is_damage
 
@@ -146,9 +146,13 @@ def _size(data: bytes, extension: str) -> tuple[int, int]:
     if not width or not height:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
+    _check_pixels(width, height)
+    return width, height
+
+
+def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels, more than {MAX_PIXELS:,}: it could be a decompression bomb; make it smaller")
-    return width, height
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -161,9 +165,21 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _decode(data: bytes, extension: str) -> None:
-    if not (extension == "jpg" and _decodes_strictly(data)):
-        with Image.open(io.BytesIO(data)) as image:
-            image.convert("RGB")
+    if extension == "jpg" and _decodes_strictly(data):
+        return
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB")
+        if extension == "tif":
+            check_pages(data)
+            _load_pages(image)
+
+
+def _load_pages(image: Image.Image) -> None:
+    """The pages after the first, which may be bands."""
+    for page in range(1, min(getattr(image, "n_frames", 1), MOST_BANDS)):
+        image.seek(page)
+        _check_pixels(*image.size)
+        image.load()
 
 
 def _decodes_strictly(data: bytes) -> bool:

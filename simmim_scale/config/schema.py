@@ -146,6 +146,7 @@ class Config(Section):
         if self.model.in_chans != len(self.data.mean):
             raise ValueError(
                 f"data.mean: one value per input channel, got {len(self.data.mean)} for model.in_chans {self.model.in_chans}."
-                " Give mean and std of your own channels."
+                " Give mean and std of your own channels, which `python -m data_tools stats DIR --in-chans"
+                f" {self.model.in_chans}` measures."
             )
         return self

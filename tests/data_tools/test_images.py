@@ -106,6 +106,30 @@ def test_a_multi_band_tiff_must_have_all_its_pixels(options: dict, check: str) -
         check_image(data[: len(data) - 10], check)
 
 
+def tiff_of_pages(writer: str) -> bytes:
+    """A page a band, as microscopes write them; Pillow reads the first page and training reads all."""
+    pages = np.random.default_rng(0).integers(0, 256, (6, 60, 100), dtype=np.uint8)
+    buffer = io.BytesIO()
+    if writer.startswith("tifffile"):
+        options = {"compression": "zlib"} if writer.endswith("zlib") else {"metadata": None}
+        pytest.importorskip("tifffile").imwrite(buffer, pages, photometric="minisblack", **options)
+    else:
+        first, *others = [Image.fromarray(page) for page in pages]
+        first.save(buffer, "TIFF", save_all=True, append_images=others, compression=writer.partition(" ")[2] or None)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("writer", ["tifffile", "tifffile zlib", "pillow", "pillow tiff_lzw", "pillow tiff_adobe_deflate"])
+@pytest.mark.parametrize("check", ["structure", "full"])
+def test_every_page_of_a_tiff_must_be_there(writer: str, check: str) -> None:
+    data = tiff_of_pages(writer)
+    facts = check_image(data, check)
+    assert (facts.extension, facts.width, facts.height) == ("tif", 100, 60)
+    for kept in (0.99, 0.9, 0.5):
+        with pytest.raises(ImageError):
+            check_image(data[: int(len(data) * kept)], check)
+
+
 def test_compressed_pixels_of_a_multi_band_tiff_are_decoded_by_the_full_check() -> None:
     data = bytearray(multi_band_tiff(compression="zlib"))
     middle = len(data) // 2

@@ -125,6 +125,18 @@ def test_an_image_that_does_not_decode_is_named(shards: Path) -> None:
     assert verify_shards(load_index(shards), decode=False) == []
 
 
+def test_a_tiff_of_bands_that_was_cut_before_sharding_is_found(tmp_path: Path) -> None:
+    first, *others = [Image.fromarray(band) for band in np.random.default_rng(0).integers(0, 256, (6, 20, 30), dtype=np.uint8)]
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
+    data = buffer.getvalue()
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "cut.tif").write_bytes(data[: len(data) // 2])
+    write_shards(list_folder(tmp_path / "src"), tmp_path / "set", ShardOptions(check="header"))
+    (problem,) = problems(tmp_path / "set")
+    assert "cut: ValueError: TIFF of" in problem
+
+
 def test_no_index_is_an_error_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no index\.json"):
         load_index(tmp_path)
