@@ -46,6 +46,8 @@ SAMPLE = [
     (Problem((20, 20), 64, FULL, cosine=True, shifted=True), (10, 0)),
     (Problem((20, 20), 64, FULL, cosine=True, shifted=True), (12, 0)),
     (Problem((7, 24), 32, HALF, cosine=True, shifted=True), (12, 0)),
+    (Problem((20, 20), 32, FULL, cosine=False, shifted=True), (9, 0)),
+    (Problem((24, 24), 32, FULL, cosine=False, shifted=True), (8, 9)),
     # the widest heads, and fp32
     (Problem((12, 12), 128, HALF, cosine=True, shifted=True), (8, 9)),
     (Problem((12, 12), 44, HALF, cosine=True, shifted=True), (9, 0)),

@@ -10,7 +10,7 @@ HEAD_DIMS = (16, 128)  # smallest and largest
 SMALLEST_PADDED = 32  # the head dim of all published models
 # Shared memory of one thread block, bytes (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448, (12, 0): 101376}
-# Those that `simmim bench compile` goes through; how far it got, and with what result: benchmarks/, kernels-compiled.
+# Those that `simmim bench compile` goes through; with what result: benchmarks/, kernels-compiled.
 COMPILED = tuple(SHARED_MEMORY)
 MAX_REGISTERS = 255  # of a thread, on all of these
 SMALL_SHARED_MEMORY = 101376  # consumer GPUs: the compiler allots registers otherwise there
@@ -57,7 +57,7 @@ class Tiles:
     """The cut of all kernels.
 
     Attributes:
-        forward: pairs where heads are taken in parts.
+        forward: pairs where the channels of a head are taken in parts.
         query: None where the gradients of q and bias need a kernel each, cut as `pair`.
         registers: the most that the compiler may give a thread; None: as many as it thinks best.
     """
@@ -117,7 +117,7 @@ def choose_tiles(tokens: int, head_dim: int, itemsize: int, capability: tuple[in
     half_empty = 2 * head_dim <= padded
     # One kernel for q and bias: with large windows, the cut is known for the usual head dim only; half-empty fp32 heads spill.
     together = (tokens <= 144 or head_dim == SMALLEST_PADDED) and not (itemsize == 4 and half_empty)
-    forward_in_parts = itemsize == 4 and (row_bytes > 256 or (tokens > 256 and head_dim != SMALLEST_PADDED))
+    forward_in_parts = itemsize == 4 and (row_bytes > 256 or tokens > 256)
     return Tiles(
         forward=parts if forward_in_parts else _forward(tokens, row_bytes, itemsize, capability),
         query=_query(tokens, row_bytes, itemsize, capability) if together else None,

@@ -1,7 +1,8 @@
 """Forward, and the kernels of `triton_split.py`, for heads too wide to be held whole: they take `PART` channels at a time.
 
 For fp32 with more than 64 channels: a product in full precision holds every operand twice (what TensorFloat-32 keeps, and what it
-rounds away), and two operands of 128 channels alone would fill the registers. Letters as in `triton_kernels.py`.
+rounds away), and two operands of 128 channels alone would fill the registers. Forward serves fp32 windows of more than 256 tokens
+too, whose logits it need not hold all at once. Letters as in `triton_kernels.py`.
 """
 
 import triton
