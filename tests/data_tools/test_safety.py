@@ -91,6 +91,8 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(tmp_path: Path, number: in
         process = subprocess.Popen(
             [sys.executable, "-m", "data_tools", *arguments, "--jobs", str(jobs)],
             start_new_session=True,
+            # Tests that a shell runs in the background ignore Ctrl-C, and what they start would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
