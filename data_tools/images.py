@@ -204,7 +204,7 @@ def _decode_bands(data: bytes) -> None:
     except (ModuleNotFoundError, MemoryError):
         pass
     except Exception as error:  # tifffile raises nearly anything on damaged files
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        raise ImageError(cause_of(error)) from error
 
 
 def _is_whole(data: bytes, extension: str) -> bool:

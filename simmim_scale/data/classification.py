@@ -17,8 +17,8 @@ from simmim_scale.data.quarantine import Quarantine
 from simmim_scale.data.random import DrawnAhead, Stream, sample_rng
 from simmim_scale.data.shards import ShardIndex
 from simmim_scale.data.stream import ShardReader
-from simmim_scale.data.transforms import CROP_DRAWS, Crop, centre_crop, resize_crop, sample_crop
-from simmim_scale.data.views import Arrays, View
+from simmim_scale.data.transforms import Crop, centre_crop, resize_crop, sample_crop
+from simmim_scale.data.views import Arrays, View, draw_crop_and_flip
 from simmim_scale.data.workers import Workers
 
 
@@ -33,8 +33,7 @@ class AugmentedView:
 
     def draw(self, *, epoch: int, sample: int) -> tuple[DrawnAhead, np.random.Generator]:
         """Numbers for the crop and the flip, and what the augmentation draws from."""
-        numbers = DrawnAhead(sample_rng(self.seed, epoch, sample, Stream.VIEW), CROP_DRAWS + 1)
-        return numbers, sample_rng(self.seed, epoch, sample, Stream.AUGMENT)
+        return draw_crop_and_flip(self.seed, epoch, sample), sample_rng(self.seed, epoch, sample, Stream.AUGMENT)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], draws: tuple[DrawnAhead, np.random.Generator]) -> Arrays:
         numbers, augment_rng = draws

@@ -148,20 +148,20 @@ class ShardIndex:
         )
         index._check_counts(expected=document["samples"])
         if check:
-            index.check_table()
+            index.check_table(document)
             index._check_files()
         return index
 
-    def check_table(self) -> None:
-        """Compares the table with its checksum, and its rows with shards and classes.
+    def check_table(self, document: dict[str, Any] | None = None) -> None:
+        """Compares the table with its checksum in index.json (`document`, where it was read), its rows with shards and classes.
 
         Raises:
             DamageError: They disagree.
         """
-        stated = read_document(self.directory)["table"].get("sha256")
+        document = document or read_document(self.directory)
         with open(self.directory / TABLE_NAME, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if digest != stated:
+        if digest != document["table"].get("sha256"):
             problem = f"sha256 {digest} is not what {INDEX_NAME} states; the two disagree or the file is damaged"
             raise _index_damage(self.directory, f"{self.directory / TABLE_NAME}: {problem}")
         self._check_rows()

@@ -38,9 +38,6 @@ class CropView:
     image_size: tuple[int, int]
     second_size: tuple[int, int] | None
 
-    def draw(self, *, epoch: int, sample: int) -> Any:
-        raise NotImplementedError
-
     def place(self, height: int, width: int, draws: Any) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         """The crop of an image of this size, and the entries of the batch besides "image"."""
         raise NotImplementedError
@@ -74,8 +71,8 @@ class PretrainingView(CropView):
     second_size: tuple[int, int] | None = None
 
     def draw(self, *, epoch: int, sample: int) -> PretrainingDraws:
-        numbers = DrawnAhead(sample_rng(self.seed, epoch, sample, Stream.VIEW), CROP_DRAWS + 1)
-        return PretrainingDraws(numbers, draw_mask(sample_rng(self.seed, epoch, sample, Stream.MASK), self.mask, self.image_size))
+        mask = draw_mask(sample_rng(self.seed, epoch, sample, Stream.MASK), self.mask, self.image_size)
+        return PretrainingDraws(draw_crop_and_flip(self.seed, epoch, sample), mask)
 
     def place(self, height: int, width: int, draws: PretrainingDraws) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         crop = sample_crop(draws.numbers, height, width, scale=self.data.crop_scale, ratio=self.data.crop_ratio)
@@ -98,6 +95,11 @@ class ValidationView(CropView):
 
     def place(self, height: int, width: int, draws: np.ndarray) -> tuple[Crop, dict[str, np.ndarray | bool]]:
         return centre_crop(height, width, aspect=self.image_size[1] / self.image_size[0]), {"mask": draws, "flip": False}
+
+
+def draw_crop_and_flip(seed: int, epoch: int, sample: int) -> DrawnAhead:
+    """Numbers for `sample_crop` and one more, which decides the flip."""
+    return DrawnAhead(sample_rng(seed, epoch, sample, Stream.VIEW), CROP_DRAWS + 1)
 
 
 def draw_mask(rng: np.random.Generator, mask: MaskConfig, image_size: tuple[int, int]) -> np.ndarray:
